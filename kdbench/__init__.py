@@ -1,0 +1,1 @@
+"""kdbench: compare knowledge-distillation methods and believe the result."""

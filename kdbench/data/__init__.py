@@ -1,0 +1,1 @@
+"""Data: source -> imbalance -> noise -> split -> loader. Knows no model and no method."""

@@ -1,0 +1,1 @@
+"""Distillation methods: one file each, over the contract in base.py."""
