@@ -1,5 +1,9 @@
-"""The one error that a user can mend: a clear line, exit code 2, no traceback."""
+"""Errors that are one line for a person, without a traceback."""
 
 
 class UserError(ValueError):
-    """A wrong option, file or environment; the message names the key, the value and what is allowed."""
+    """A wrong option, file or environment; the message names the key, the value and what is allowed. Exit code 2."""
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on for a reason that is no bug; the message says which run, why, and where its log is."""

@@ -1,0 +1,304 @@
+"""The configuration: where `conf/` is, the rules written in it, and errors a person can act on.
+
+Every leaf of `conf/` ends in a comment `# <rule>: <prose>`, the one place that says what a key may be. The rule is
+`type [constraint] [or null]` with type `int float bool str list dict` and constraint `> x`, `>= x` or `in [a, b)`;
+or an enumeration `a|b|c`. Nothing here imports torch, so wrong input is refused before anything is loaded.
+"""
+
+import difflib
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdbench.errors import UserError
+from kdbench.models.catalogue import NETWORKS
+
+_HERE = Path(__file__).parent
+# a wheel carries conf/ inside the package; in a checkout it is beside it
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+GROUPS = "method plus teacher student dataset noise imbalance recipe trainer logger experiment debug".split()
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def version_base() -> str | None:
+    """Hydra 1.3 wants its version named; 1.4 deprecates the argument."""
+    import hydra
+
+    return "1.3" if hydra.__version__.startswith("1.3") else None
+
+
+def register() -> None:
+    """Add the options that follow from a table: one student and teacher per network, one `plus` per method."""
+    store = ConfigStore.instance()
+    for group in ("student", "teacher"):
+        for name in NETWORKS:
+            store.store(group=group, name=name, node={"defaults": ["_base", "_self_"], "name": name})
+        store.store(group=group, name="timm", node={"defaults": ["_base", "_self_"], "source": "timm"})
+    for method in _added():
+        store.store(group="plus", name=method, node={"defaults": [{f"/method@{method}": method}]})
+
+
+def _added() -> list[str]:
+    """Methods whose loss can be added to another's."""
+    return [name for name in options("method") if name != "ce"]
+
+
+# ------------------------------------------------------------------------------------------------ rules
+
+
+class Rule(NamedTuple):
+    """What one key may be, as its comment in `conf/` says."""
+
+    text: str
+    types: tuple[type, ...]
+    choices: tuple[str, ...]
+    low: float
+    high: float
+    low_open: bool
+    high_open: bool
+    null: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Rule":
+        """Read a rule such as `float in [0, 1)`, `int > 0 or null`, `sgd|adamw`.
+
+        Raises:
+            ValueError: the text is not a rule.
+        """
+        body, null = re.subn(r"\s+or null$", "", text.strip())
+        low, high, low_open, high_open = -math.inf, math.inf, False, False
+        if re.fullmatch(r"[\w.-]+(\|[\w.-]+)+", body):
+            return cls(text, (str,), tuple(body.split("|")), low, high, low_open, high_open, bool(null))
+        match = re.fullmatch(r"(int|float|bool|str|list|dict)(?:\s+(.*))?", body)
+        if not match:
+            raise ValueError(f"not a rule: {text!r}")
+        types = {
+            "int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "list": (list,), "dict": (dict,),
+        }[match[1]]  # fmt: skip
+        if constraint := match[2]:
+            if bound := re.fullmatch(r"(>=?)\s*([-\d.e]+)", constraint):
+                low, low_open = float(bound[2]), bound[1] == ">"
+            elif bounds := re.fullmatch(r"in ([\[(])([-\d.e]+),\s*([-\d.e]+)([\])])", constraint):
+                low, high = float(bounds[2]), float(bounds[3])
+                low_open, high_open = bounds[1] == "(", bounds[4] == ")"
+            else:
+                raise ValueError(f"not a rule: {text!r}")
+        return cls(text, types, (), low, high, low_open, high_open, bool(null))
+
+    def refusal(self, value: Any) -> str | None:
+        """Why `value` is not allowed, or None if it is."""
+        if value is None:
+            return None if self.null else f"must be {self.text}"
+        if self.choices:
+            if str(value) in self.choices:
+                return None
+            return f"must be one of {', '.join(self.choices)}" + nearest(str(value), self.choices)
+        fits = isinstance(value, self.types) and not (isinstance(value, bool) and bool not in self.types)
+        if fits and isinstance(value, int | float) and not isinstance(value, bool):
+            above = value > self.low if self.low_open else value >= self.low
+            below = value < self.high if self.high_open else value <= self.high
+            fits = above and below and math.isfinite(value)
+        return None if fits else f"must be {self.text}"
+
+
+@lru_cache
+def rules(option: str) -> dict[str, Rule]:
+    """The rules of one file of `conf/` (`method/kd`; `train` for the root) and of the files it builds on.
+
+    Returns:
+        Dotted key within the group -> rule; empty for options that live elsewhere (a user's own folder).
+
+    Raises:
+        ValueError: a comment that is not a rule.
+    """
+    group, _, name = option.rpartition("/")
+    file = CONF / f"{option}.yaml"
+    found: dict[str, Rule] = {}
+    if group in ("student", "teacher") and name != "_base":
+        return rules(f"{group}/_base")
+    if not file.exists():
+        return found
+    text = file.read_text()
+    for parent in (yaml.safe_load(text) or {}).get("defaults", []):
+        if group and isinstance(parent, str) and parent != "_self_":
+            found |= rules(f"{group}/{parent}")
+    path: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        match = re.match(r"(\s*)(\w+):", line)
+        if not match:
+            continue
+        path = [(depth, key) for depth, key in path if depth < len(match[1])] + [(len(match[1]), match[2])]
+        if comment := re.search(r"\s#\s(.+?):\s", line):
+            found[".".join(key for _, key in path)] = Rule.parse(comment[1])
+    return found
+
+
+def description(option: str) -> str:
+    """First comment line of a file of `conf/`."""
+    lines = (CONF / f"{option}.yaml").read_text().splitlines()
+    return next(line[2:] for line in lines if line.startswith("# ") and "@package" not in line)
+
+
+def options(group: str) -> list[str]:
+    """Names of the files of a group of `conf/`, sorted; those that start with an underscore are parts."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml") if not file.stem.startswith("_"))
+
+
+# ------------------------------------------------------------------------------------------------ checks
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted key, value) of a nested mapping; lists and empty mappings count as values."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve a composed configuration and hold every value against its rule.
+
+    Args:
+        cfg: the composed job configuration.
+        choices: group -> option chosen, as Hydra recorded them.
+
+    Returns:
+        The configuration as a plain nested dict.
+
+    Raises:
+        UserError: the first key whose value is not allowed, or a key nobody knows.
+    """
+    absent = sorted(OmegaConf.missing_keys(cfg))
+    if absent:
+        raise UserError(f"{absent[0]} must be given: {absent[0]}=... (rule: {_rule_text(absent[0], choices)})")
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    known = _known(choices)
+    foreign = tuple(f"{group}." for group, option in choices.items() if group in GROUPS and _is_foreign(group, option))
+    refused = []
+    for key, value in leaves(plain):
+        rule = known.get(key)
+        if rule is None and not key.startswith(foreign):
+            raise UserError(f"unknown key {key}={value}" + nearest(key, known))
+        if rule and (reason := rule.refusal(value)):
+            refused.append(f"{key}={_show(value)} is not allowed: it {reason}")
+            if not _follows(cfg, key):
+                raise UserError(refused[-1])
+    if refused:
+        raise UserError(refused[0])
+    return plain
+
+
+def _follows(cfg: DictConfig, key: str) -> bool:
+    """Whether a key only repeats another one, which is then the one to name."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    return OmegaConf.is_interpolation(node, name)
+
+
+def _known(choices: Mapping[str, Any]) -> dict[str, Rule]:
+    found = dict(rules("train"))
+    for group in GROUPS:
+        option = choices.get(group)
+        if isinstance(option, str) and group != "plus":
+            found |= {f"{group}.{key}": rule for key, rule in rules(f"{group}/{option}").items()}
+    for method in options("method"):
+        found |= {f"plus.{method}.{key}": rule for key, rule in rules(f"method/{method}").items()}
+    return found
+
+
+def _is_foreign(group: str, option: Any) -> bool:
+    if group == "plus" or not isinstance(option, str):
+        return False
+    return group not in ("student", "teacher") and not (CONF / group / f"{option}.yaml").exists()
+
+
+def _rule_text(key: str, choices: Mapping[str, Any]) -> str:
+    rule = _known(choices).get(key)
+    return rule.text if rule else "any"
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; nearest: a, b`, or nothing if no known word is near."""
+    found = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(found)}" if found else ""
+
+
+# ------------------------------------------------------------------------------------------------ composing
+
+
+def composed(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compose and check the configuration that these command-line overrides mean.
+
+    Returns:
+        (configuration as a plain dict, group -> option chosen).
+
+    Raises:
+        UserError: any override is wrong; the message is one line.
+    """
+    try:
+        cfg, choices = _compose(overrides)
+        return check(cfg, choices), choices
+    except CONFIG_ERRORS as error:
+        raise UserError(explain(error, overrides)) from error
+
+
+def _compose(overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base=version_base()):
+        cfg = compose("train", overrides=overrides, return_hydra_config=True)
+    choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    OmegaConf.set_struct(cfg, True)
+    return cfg, dict(choices)  # type: ignore[arg-type]
+
+
+def explain(error: Exception, overrides: list[str] | None = None) -> str:
+    """One line for an error of Hydra or OmegaConf: what was wrong, what is allowed, the nearest right word."""
+    text = str(error).strip()
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        found = error.options or (_added() if group == "plus" else [])
+        known = [name for name in found if not name.startswith("_")]
+        return f"{group}={option} is not known{nearest(option, known)}; known: {', '.join(known)}"
+    if isinstance(error, ConfigCompositionException):
+        if match := re.match(r"Could not override '([^']+)'", text):
+            key = match[1].split("@")[0]
+            return f"unknown key {key}{nearest(key, _vocabulary(overrides))}"
+        if match := re.match(r"Error merging override (.*)", text):
+            cause = str(error.__cause__ or "").strip().splitlines()
+            return f"{match[1]} is not allowed" + (f": {cause[0]}" if cause else "")
+    lines = text.splitlines() or [type(error).__name__]
+    return lines[0]
+
+
+def _vocabulary(overrides: list[str] | None) -> list[str]:
+    """All keys of the configuration that the valid group choices among `overrides` give."""
+    words = overrides if overrides is not None else sys.argv[1:]
+    chosen = [word for word in words if re.match(rf"({'|'.join(GROUPS)})=[\w\[\]-]+$", word)]
+    for attempt in (chosen, []):
+        try:
+            cfg, _ = _compose(attempt)
+        except CONFIG_ERRORS:
+            continue
+        keys = [key for key, _ in leaves(OmegaConf.to_container(cfg, resolve=False))]  # type: ignore[arg-type]
+        return GROUPS + keys
+    return GROUPS
