@@ -1,0 +1,166 @@
+"""The data of one run: source, imbalance, noise, split and loaders behind Lightning's DataModule."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from kdbench.data import folder, sources, split
+from kdbench.data import imbalance as class_imbalance
+from kdbench.data import noise as label_noise
+from kdbench.data.batch import Batch, Loader, Part, Training
+from kdbench.data.resident import ResidentLoader
+from kdbench.data.streaming import TEST_BORDER, StreamingLoader
+from kdbench.errors import UserError
+
+RESIDENT_LIMIT = 2 * 2**30  # bytes of images up to which dataset.loader=auto keeps them on the device
+EVAL_BATCH_SIZE = 256  # at least: evaluation needs no gradients
+
+
+class DataModule(pl.LightningDataModule):
+    """Training, validation and test data of one run.
+
+    ``prepare()`` (or Lightning's ``prepare_data`` and ``setup``) loads; loaders are made when asked for and
+    put their batches on the attached trainer's device, or the CPU. Everything is plain dicts, so that a run's
+    config can be handed over as it is.
+
+    Args:
+        dataset: The ``dataset`` group.
+        imbalance: The ``imbalance`` group; removes training images, by true class.
+        noise: The ``noise`` group; changes labels of what is left, before the split, so validation is noisy
+            too.
+        batch_size: Training batch; evaluation takes batches of at least ``EVAL_BATCH_SIZE``.
+        seed: The run's seed for order and augmentation. Noise, subset and split have seeds of their own.
+
+    Attributes:
+        num_classes, in_chans, image_size: What a network for these data needs to know. This line and the next are
+            known before loading, the rest after.
+        mean, std: Per channel, for networks to normalise with; 0 and 1 with ``dataset.normalize=false``.
+        classes: Their names.
+        train_size, val_size, test_size: Samples in each part.
+        train_index, train_labels, true_labels: (train_size,) int64 of the training part: position in the
+            source's training set, label trained on, label without noise.
+        labels_hash: SHA-256 (hex) of ``train_labels`` and ``train_index``.
+        noise_record: The noise group and what came of it in the training part: ``flipped`` labels,
+            ``realised_rate``.
+
+    Raises:
+        UserError: If the data cannot be found or read, or an option is impossible (the constructor checks all
+            that can be known without loading).
+    """
+
+    def __init__(self, dataset: dict, imbalance: dict, noise: dict, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.dataset, self.imbalance, self.noise = dataset, imbalance, noise
+        self.batch_size, self.seed = batch_size, seed
+        self._epoch = 0
+        self._parts: dict[str, Part] = {}
+        self._train_loader: Loader | None = None
+        class_imbalance.check(imbalance)
+        label_noise.check(noise)
+        self.num_classes = sources.check(dataset)
+        self.in_chans, self.image_size = dataset["channels"], sources.image_size(dataset)
+        self.mean, self.std = sources.normalisation(dataset)
+
+    def prepare(self) -> "DataModule":
+        """Download if allowed, then load; returns itself. Needs no trainer and no device."""
+        self.prepare_data()
+        self.setup()
+        return self
+
+    def prepare_data(self) -> None:
+        """Download, with ``dataset.download=true`` only."""
+        if self.dataset["download"]:
+            sources.download(self.dataset)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the source, thin it out, add noise, split; once, whatever the stage."""
+        if self._parts:
+            return
+        train, test = sources.load(self.dataset)
+        self.classes = train.classes
+        index = class_imbalance.subset(train.labels, self.imbalance)
+        true = train.labels[index]
+        labels = label_noise.corrupt(true, self.num_classes, self.noise)
+        # by true class: the same images are held out whatever the noise
+        fit, held = split.stratified(true, self.dataset["val_fraction"], self.dataset["split_seed"])
+        if len(fit) < self.batch_size:
+            raise UserError(f"recipe.batch_size={self.batch_size}: the training set has only {len(fit)} images")
+
+        self._parts = {
+            "train": Part(train.images[index[fit]], labels[fit], index[fit]),
+            "val": Part(train.images[index[held]], labels[held], index[held]),
+            "test": Part(test.images, test.labels, np.arange(len(test.labels))),
+        }
+        self.train_size, self.val_size, self.test_size = (len(p.labels) for p in self._parts.values())
+        self.train_index, self.train_labels, self.true_labels = index[fit], labels[fit], true[fit]
+        trained_on = self.train_labels.tobytes() + self.train_index.tobytes()
+        self.labels_hash = hashlib.sha256(trained_on).hexdigest()
+        flipped = int((self.train_labels != self.true_labels).sum())
+        self.noise_record = {**self.noise, "flipped": flipped, "realised_rate": flipped / self.train_size}
+
+        self.resident = self._fits_on_device()
+        if self.resident and train.images.ndim == 1:
+            size, channels = self.image_size, self.in_chans
+            self._parts = {
+                name: part._replace(images=folder.decode(part.images, size, channels))
+                for name, part in self._parts.items()
+            }
+
+    def _fits_on_device(self) -> bool:
+        if self.dataset["loader"] != "auto":
+            return self.dataset["loader"] == "resident"
+        images = self.train_size + self.val_size + self.test_size
+        small = images * self.image_size**2 * self.in_chans <= RESIDENT_LIMIT
+        return small and self.dataset["crop_padding"] is not None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and augmentation the training loader draws next.
+
+        Under a Trainer that happens by itself; a loop of one's own calls this before each epoch.
+        """
+        self._epoch = epoch
+        if self._train_loader is not None:
+            self._train_loader.set_epoch(epoch)
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled and augmented batches of the training part; the last partial one is dropped."""
+        self._train_loader = self._loader("train", training=True)
+        self._train_loader.set_epoch(self._epoch)
+        return self._train_loader
+
+    def val_dataloader(self) -> Any:
+        """Batches of the held-out part, in source order; without one an empty list: Lightning skips it."""
+        return self._loader("val") if self.val_size else []
+
+    def test_dataloader(self) -> Loader:
+        """Batches of the test set, in source order."""
+        return self._loader("test")
+
+    def _loader(self, name: str, training: bool = False) -> Loader:
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise UserError(f"trainer.devices={self.trainer.world_size}: one device per run")
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        config, part = self.dataset, self._parts[name]
+        batch_size, draws = max(self.batch_size, EVAL_BATCH_SIZE), None
+        if training:
+            batch_size = self.batch_size
+            draws = Training(self.seed, config["crop_padding"], config["padding_mode"], config["flip"])
+        if self.resident:
+            return ResidentLoader(part, batch_size, device, draws)
+        return StreamingLoader(
+            part,
+            self.image_size,
+            self.in_chans,
+            batch_size,
+            device,
+            draws,
+            border=TEST_BORDER if config["crop_padding"] is None else 0.0,
+            workers=config["workers"],
+        )
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """The batch as it is: the loaders put it on the device."""
+        return batch

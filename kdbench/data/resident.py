@@ -1,0 +1,99 @@
+"""The loader of small data sets: every image on the training device, augmentation in one gather per batch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdbench.data.batch import Batch, Part, Training
+from kdbench.data.streams import derive
+
+
+def stream(seed: int, *names: str | int) -> torch.Generator:
+    """CPU generator of one stateless stream."""
+    return torch.Generator().manual_seed(derive(seed, *names))
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """(B, H, W, C) uint8 to (B, C, H, W) float32 in [0, 1], channels_last without moving a pixel."""
+    return pixels.permute(0, 3, 1, 2).float().div_(255)
+
+
+class ResidentLoader:
+    """Batches from one uint8 tensor that lives on the training device.
+
+    For training, the images are padded once; order, crop offsets and flips of a whole epoch are drawn at its
+    start from (seed, epoch) alone, and a batch is then one gather of pixels, without any host
+    synchronisation. The last partial training batch is dropped (a short batch changes relational losses and
+    batch norm), so an epoch leaves out ``N % batch_size`` images, other ones each time; in evaluation none
+    is dropped.
+
+    Args:
+        part: Images as (N, H, W, C) uint8, H = W.
+        batch_size: Samples in a batch.
+        device: Where the images live and the batches come from.
+        training: Shuffling and augmentation; None keeps order and images as they are.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        training: Training | None = None,
+    ) -> None:
+        self.batch_size, self.device, self.training = batch_size, torch.device(device), training
+        self.epoch = 0
+        images, size, padding = part.images, part.images.shape[1], 0
+        if training and training.crop_padding:
+            padding = training.crop_padding
+            mode = "constant" if training.padding_mode == "zero" else "reflect"
+            images = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode)  # type: ignore[call-overload]
+        self._count, self._shifts, self._side = len(images), 2 * padding + 1, size + 2 * padding
+        self._pixels = self._to_device(np.ascontiguousarray(images).reshape(-1, images.shape[3]))
+        self._labels, self._index = self._to_device(part.labels), self._to_device(part.index)
+        window = torch.arange(size)[:, None] * self._side + torch.arange(size)
+        # pixel numbers of a crop relative to its corner, plain and mirrored: (2, H, W)
+        self._windows = torch.stack([window, window.flip(1)]).to(self.device)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self._count // self.batch_size if self.training else -(-self._count // self.batch_size)
+
+    batch_sampler = None  # Lightning looks for it where it finds a sampler
+
+    @property
+    def sampler(self) -> "ResidentLoader":
+        """The loader itself: Lightning's Trainer calls ``set_epoch`` on a loader's sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and augmentation the next iteration draws."""
+        self.epoch = epoch
+
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample order, first pixel of each sample's crop, and its flip (0 or 1): (N,) int64 each."""
+        first = torch.arange(self._count) * self._side**2
+        if self.training is None:
+            return torch.arange(self._count), first, torch.zeros(self._count, dtype=torch.int64)
+        seed, epoch = self.training.seed, self.epoch
+        order = torch.randperm(self._count, generator=stream(seed, "order", epoch))
+        shift = torch.randint(self._shifts, (2, self._count), generator=stream(seed, "crop", epoch))
+        flip = torch.randint(1 + self.training.flip, (self._count,), generator=stream(seed, "flip", epoch))
+        return order, (first + shift[0] * self._side + shift[1])[order], flip[order]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of the current epoch; the epoch is read when the first batch is asked for."""
+        order, corner, flip = (t.to(self.device) for t in self._draw())
+        columns = (corner, flip, self._labels[order], self._index[order])
+        for _, first, flipped, labels, index in zip(
+            range(len(self)), *(c.split(self.batch_size) for c in columns), strict=False
+        ):
+            where = first[:, None, None] + self._windows[flipped]
+            # index_select: on the CPU 30 times as fast as indexing with brackets
+            pixels = self._pixels.index_select(0, where.view(-1)).view(*where.shape, -1)
+            yield Batch(to_images(pixels), labels, index)
