@@ -1,0 +1,78 @@
+"""The thin residual networks of CIFAR: resnet8 ... resnet110, and the x4 widths.
+
+He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385, section 4.2. As in
+RepDistiller: where a block changes the width or the resolution its shortcut is a 1x1 convolution with BN
+(option B; the paper's CIFAR nets pad with zeros, option A); resnet8x4 and resnet32x4 have a stem of 32 and
+stages of 64/128/256.
+
+Maps are taken after the ReLU. Initialisation: convolutions He normal by fan-out, BN 1 and 0, classifier
+PyTorch's.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.models._base import StagedNetwork, init_convolutions
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut: (B, in_width, H, W) -> (B, width, H/stride, W/stride)."""
+
+    def __init__(self, in_width: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_width, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = projection(in_width, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The branch is a fresh tensor, so adding and rectifying in place leaves x and every tap alone."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return F.relu(out, inplace=True)
+
+
+class ResNet(StagedNetwork):
+    """ResNet of 6n+2 layers in three stages.
+
+    Args:
+        depth: 6n+2.
+        stem_width: channels of the stem.
+        width: channels of the first stage; the next two have twice and four times as many.
+        num_classes: width of the logits.
+        in_chans: channels of the images.
+
+    Raises:
+        ValueError: a depth that is not 6n+2.
+    """
+
+    def __init__(self, depth: int, stem_width: int = 16, width: int = 16, num_classes: int = 100, in_chans: int = 3):
+        blocks, rest = divmod(depth - 2, 6)
+        if blocks < 1 or rest:
+            raise ValueError(f"depth={depth}: a CIFAR ResNet has 6n+2 layers (8, 14, 20, ...)")
+        super().__init__(num_classes, 4 * width, [(stem_width, 1), (width, 1), (2 * width, 2), (4 * width, 4)])
+        self.conv1 = nn.Conv2d(in_chans, stem_width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem_width)
+        self.layer1 = _stage(stem_width, width, 1, blocks)
+        self.layer2 = _stage(width, 2 * width, 2, blocks)
+        self.layer3 = _stage(2 * width, 4 * width, 2, blocks)
+        init_convolutions(self)
+        self.reset_classifier(num_classes)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, stem_width, H, W)."""
+        return F.relu(self.bn1(self.conv1(x)), inplace=True)
+
+
+def projection(in_width: int, width: int, stride: int) -> nn.Sequential | None:
+    """The shortcut of a block that changes the shape of its input; None where it changes nothing."""
+    if stride == 1 and in_width == width:
+        return None
+    return nn.Sequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+
+def _stage(in_width: int, width: int, stride: int, blocks: int) -> nn.Sequential:
+    rest = [BasicBlock(width, width, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(BasicBlock(in_width, width, stride), *rest)
