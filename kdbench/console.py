@@ -1,0 +1,36 @@
+"""Our own words on the screen, other libraries' advice off it."""
+
+import logging
+import warnings
+
+from rich.console import Console
+
+log = logging.getLogger("kdbench")
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+class _ToConsole(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        console.print(prefix + self.format(record))
+
+
+def speak() -> None:
+    """Send our own messages to the screen."""
+    if not any(isinstance(handler, _ToConsole) for handler in log.handlers):
+        log.addHandler(_ToConsole())
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def hush() -> None:
+    """Keep Lightning's advice off the screen. After its import, which sets its loggers up."""
+    for name in ("pytorch_lightning", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        r".*does not have many workers.*",
+        r".*eval mode at the start of training.*",  # networks with frozen parts
+        r".*GPU available but not used.*",
+        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,131 @@
+"""Doing a run: data, teacher, student, method, training, and the result that is left behind."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+
+from kdbench import loggers, teachers, weights
+from kdbench.data.module import DataModule
+from kdbench.data.streams import derive
+from kdbench.files import digest, write_json
+from kdbench.fit import fit, score, trainer
+from kdbench.methods.base import Method
+from kdbench.methods.ce import CE
+from kdbench.models.build import build
+from kdbench.models.cost import flops, parameters
+from kdbench.run import Run, versions
+from kdbench.screen import Screen
+
+log = logging.getLogger("kdbench")
+
+
+def distill(run: Run, cfg: dict[str, Any], role: str, conduct: Callable[[dict[str, Any], str], Run]) -> None:
+    """Data, teacher, student, method, training, record.
+
+    Args:
+        run: claimed and being recorded.
+        cfg: its configuration.
+        role: `teacher`, `distill` or `baseline`.
+        conduct: brings another run, the teacher's, to its end.
+    """
+    data = data_of(cfg).prepare()
+    sizes = teachers.sizes_of(cfg["dataset"])
+    taught = None
+    if teacher_id := run.identity.facts["teacher"]:
+        taught = teachers.obtain(cfg, teacher_id, conduct, sizes)
+        taught = _measured(taught, data, cfg, run)
+    screen = Screen(run.name, cfg["trainer"]["progress"])
+    method = assemble(cfg, taught, sizes)
+    log.info(
+        "%s: %d training images (the last partial batch of an epoch is dropped), %d validation, %d test",
+        run.name, data.train_size, data.val_size, data.test_size,
+    )  # fmt: skip
+    mirror = loggers.start(cfg["logger"], _info(run, cfg, role))
+    code = 1
+    try:
+        measured = fit(method, data, run, cfg, mirror, screen)
+        weights.save(run.weights, method.export(), {"name": cfg["student"]["name"], "run": run.id})
+        measured["cost"] |= {
+            "teacher_seconds": taught.seconds if taught else None,
+            "parameters": parameters(method.student.net),
+            "extra_parameters": method.extra_parameters(),
+            "flops": flops(method.student, data.in_chans, data.image_size),
+        }
+        result = {
+            "id": run.id,
+            "name": run.name,
+            "role": role,
+            **measured,
+            "teacher": taught and {"name": taught.name, "id": taught.id, "test_accuracy": taught.test_accuracy},
+            "labels_hash": data.labels_hash,
+            "noise": data.noise_record,
+            "normalisation": {"mean": sizes.mean, "std": sizes.std},
+            "weights_sha256": digest(run.weights),
+            "versions": versions(),
+            "config": cfg,
+        }
+        write_json(run.directory / "result.json", result)
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+        raise
+    except SystemExit as end:
+        code = int(end.code or 1)
+        raise
+    finally:
+        done = run.result() or {}
+        mirror.finish({key: done[key] for key in ("test", "val", "cost", "teacher") if done.get(key)}, code)
+    log.info("%s: test accuracy %.2f %%", run.name, 100 * result["test"]["accuracy"])
+
+
+def data_of(cfg: dict[str, Any]) -> DataModule:
+    """The data of a configuration, checked but not yet loaded."""
+    return DataModule(cfg["dataset"], cfg["imbalance"], cfg["noise"], cfg["recipe"]["batch_size"], cfg["seed"])
+
+
+def assemble(cfg: dict[str, Any], taught: teachers.Taught | None, sizes: teachers.Sizes) -> Method:
+    """Build the student and the method around it, each from a random stream of its own."""
+    torch.manual_seed(derive(cfg["seed"], "student"))
+    student = build(cfg["student"]["name"], source=cfg["student"]["source"], **sizes._asdict())
+    torch.manual_seed(derive(cfg["seed"], "method"))
+    plus = {name: _method(node) for name, node in cfg["plus"].items()}
+    method = _method(cfg["method"]).attach(student, taught.network if taught else None, plus, cfg["recipe"])
+    method.to(memory_format=torch.channels_last)
+    if cfg["trainer"]["compile"]:
+        student.compile()
+        if method.teacher is not None:
+            method.teacher.network.compile()
+    return method
+
+
+def _method(node: dict[str, Any]) -> Method:
+    own = {key: value for key, value in node.items() if key not in ("name", "needs", "_target_")}
+    return get_class(node["_target_"])(**own)
+
+
+def _measured(taught: teachers.Taught, data: DataModule, cfg: dict[str, Any], run: Run) -> teachers.Taught:
+    """Measure a teacher that came as a file; say how good it is, and stop if it is too bad."""
+    if taught.test_accuracy is None:
+        engine = trainer(cfg["trainer"], 1, run.directory, [])
+        alone = CE().attach(taught.network, None).to(engine.strategy.root_device)
+        taught = taught._replace(test_accuracy=score(engine, alone, data.test_dataloader())["accuracy"])
+    teachers.accept(taught, cfg["teacher"]["min_accuracy"])
+    return taught
+
+
+def _info(run: Run, cfg: dict[str, Any], role: str) -> loggers.RunInfo:
+    # W&B keeps the history of an id, so a run that is forced again needs another
+    again = len(list((run.directory / "previous").glob("*")))
+    return loggers.RunInfo(
+        id=f"{run.id}-{again + 1}" if again else run.id,
+        name=run.name,
+        directory=run.directory,
+        group=run.name.rpartition("-s")[0],
+        job_type=role,
+        tags=[cfg["method"]["name"], cfg["dataset"]["name"]],
+        config=cfg,
+        resumed=any(run.checkpoints.glob("*.ckpt")),
+    )

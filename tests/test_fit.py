@@ -1,0 +1,41 @@
+"""Training as a whole: what the loop costs the device."""
+
+import pytest
+import torch
+
+READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__")
+
+
+def test_an_epoch_reads_no_more_from_the_device_for_having_more_steps(tiny, monkeypatch):
+    count = 0
+
+    def counted(original):
+        def read(self, *args, **kwargs):
+            nonlocal count
+            count += 1
+            return original(self, *args, **kwargs)
+
+        return read
+
+    for name in READS:
+        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+    counts = []
+    for steps in (2, 4):
+        count = 0
+        tiny("recipe.batch_size=8", f"trainer.max_batches={steps}")
+        counts.append(count)
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.gpu
+def test_a_cuda_step_does_not_synchronise():
+    from tests.test_conformance import batch_of, method_of
+
+    method = method_of("kd").to("cuda")
+    batch = batch_of(device="cuda")
+    method.training_step(batch, 0).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        method.training_step(batch, 1).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

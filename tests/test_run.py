@@ -1,0 +1,116 @@
+"""Identity, directory, lock and status of a run."""
+
+import copy
+import json
+import multiprocessing
+import time
+
+import pytest
+
+from kdbench.config import composed
+from kdbench.errors import UserError
+from kdbench.run import Run, identify
+
+
+def identity(*overrides, teacher="t", fingerprint=None):
+    cfg, _ = composed(list(overrides))
+    return identify(cfg, fingerprint=fingerprint, teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["outputs=/elsewhere", "dataset.root=/data", "dataset.download=true", "dataset.workers=1", "logger=csv",
+     "force=true", "trainer.device=cpu", "trainer.compile=true", "trainer.progress=none",
+     "trainer.checkpoint_seconds=3", "teacher.min_accuracy=0.5"],
+)  # fmt: skip
+def test_what_does_not_change_the_result_does_not_change_the_id(override):
+    assert identity(override) == identity()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "method=ce", "method.alpha=0.5", "plus=[kd]", "student=resnet14", "dataset=mnist5k",
+     "dataset.val_fraction=0", "noise=symmetric", "recipe.lr=0.1", "trainer.precision=bf16-mixed", "debug=smoke"],
+)  # fmt: skip
+def test_what_changes_the_result_changes_the_id(override):
+    assert identity(override).id != identity().id
+
+
+def test_teacher_and_image_tree_are_part_of_the_id():
+    assert len({identity().id, identity(teacher="u").id, identity(fingerprint="f").id}) == 3
+
+
+def test_id_is_stable_and_the_name_readable():
+    one = identity("method=kd", "noise=symmetric", "seed=3")
+    assert one.name == "kd-resnet20-resnet8-digits-symmetric0.4-s3"
+    assert one.id == identity("method=kd", "noise=symmetric", "seed=3").id
+    assert identity("method=ce", teacher=None).name == "ce-resnet8-digits-s0"
+    assert len(one.id) == 12
+
+
+def test_facts_are_plain_json_without_paths():
+    facts = identity("dataset.root=/secret").facts
+    assert "/secret" not in json.dumps(facts)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(identity(), tmp_path)
+
+
+def status(run):
+    return json.loads((run.directory / "status.json").read_text())
+
+
+def test_status_tells_how_it_ended(run):
+    with run.claimed():
+        with run.recorded({"a": 1}):
+            assert status(run)["state"] == "running"
+        assert status(run)["state"] == "finished"
+        with pytest.raises(ZeroDivisionError), run.recorded({"a": 1}):
+            _ = 1 / 0
+        assert (status(run)["state"], status(run)["reason"]) == ("failed", "ZeroDivisionError: division by zero")
+        assert "Traceback" in (run.directory / "train.log").read_text()
+        with pytest.raises(KeyboardInterrupt), run.recorded({"a": 1}):
+            raise KeyboardInterrupt
+        assert status(run)["state"] == "interrupted"
+
+
+def test_force_keeps_the_old_record(run):
+    with run.claimed():
+        with run.recorded({"a": 1}):
+            pass
+        run.set_aside()
+        assert not (run.directory / "status.json").exists()
+        (old,) = (run.directory / "previous").iterdir()
+        assert (old / "status.json").exists()
+        assert run.checkpoints.is_dir()
+
+
+def _hold(run, started, seconds):
+    with run.claimed():
+        started.set()
+        time.sleep(seconds)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_second_process_waits_and_a_dead_owners_lock_is_free(run, killed):
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    owner = context.Process(target=_hold, args=(copy.copy(run), started, 60 if killed else 1.5))
+    owner.start()
+    started.wait(60)
+    if killed:
+        owner.kill()
+    before = time.monotonic()
+    with run.claimed():
+        waited = time.monotonic() - before
+    owner.join()
+    assert waited < 10
+    assert killed or waited > 0.5
+
+
+def test_outputs_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"), Run(identity(), tmp_path / "file").claimed():
+        pass
