@@ -1,0 +1,94 @@
+"""`kdbench ls | doctor | bench`. Imports torch only where a command needs it."""
+
+import argparse
+import re
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from kdbench import config
+from kdbench.errors import UserError
+from kdbench.models.catalogue import NETWORKS
+
+_PLURALS = {
+    "methods": "method", "teachers": "teacher", "students": "student", "datasets": "dataset", "recipes": "recipe",
+    "experiments": "experiment", "noises": "noise", "imbalances": "imbalance", "loggers": "logger",
+}  # fmt: skip
+
+
+def rows(group: str) -> list[tuple[str, str, str, str, str]]:
+    """Name, what it is, paper, year and needs of every option of a group.
+
+    They come from the first comment line of the option's file, `# what; paper, year; needs`; those of networks
+    from the catalogue.
+    """
+    if group in ("student", "teacher"):
+        found = [(name, entry.note, entry.paper, str(entry.year), "") for name, entry in NETWORKS.items()]
+        return [*found, ("timm", f"any timm model: {group}.name=resnet34", "Wightman, timm", "", "")]
+    found = []
+    for name in config.options(group):
+        what, paper, needs = ([*config.description(f"{group}/{name}").split(";"), "", ""])[:3]
+        year = re.search(r",?\s*\b((?:19|20)\d\d)$", paper.strip())
+        paper = paper.strip()[: -len(year[0])] if year else paper.strip()
+        found.append((name, what.strip(), paper, year[1] if year else "", needs.strip()))
+    return found
+
+
+def ls(args: argparse.Namespace) -> int:
+    """Print the options of a group."""
+    table = Table(title=f"{args.what} ({_PLURALS[args.what]}=NAME)", title_justify="left")
+    columns = ("name", "what", "paper", "year", "needs")
+    content = rows(_PLURALS[args.what])
+    shown = [i for i, column in enumerate(columns) if i == 0 or any(row[i] for row in content)]
+    for i in shown:
+        table.add_column(columns[i], no_wrap=i == 0)
+    for row in content:
+        table.add_row(*(row[i] for i in shown))
+    console = Console(markup=False)  # cells may say pip install kdbench[tensorboard]
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Look at the machine."""
+    from kdbench import doctor
+
+    return doctor.main()
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Time a configuration against a bare loop."""
+    from kdbench import bench
+
+    return bench.main(args.overrides, rounds=args.rounds, steps=args.steps, json_path=args.json)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="kdbench", description="Look around kdbench; kdbench-train runs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("ls", help="list the options of a group")
+    command.add_argument("what", choices=_PLURALS, help=", ".join(_PLURALS), metavar="WHAT")
+    command.set_defaults(run=ls)
+    command = commands.add_parser("doctor", help="check device, data, disk space, W&B and versions")
+    command.set_defaults(run=doctor)
+    command = commands.add_parser("bench", help="compare the real training epoch with a bare loop")
+    command.add_argument("overrides", nargs="*", help="as for kdbench-train, e.g. method=kd dataset=fake")
+    command.add_argument("--rounds", type=int, default=5, help="timed pairs of epoch and loop (default 5)")
+    command.add_argument("--steps", type=int, default=20, help="steps in an epoch, at most (default 20)")
+    command.add_argument("--json", help="also write the figures to this file")
+    command.set_defaults(run=bench)
+    args = parser.parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
