@@ -80,16 +80,17 @@ def identify(cfg: dict[str, Any], *, fingerprint: str | None, teacher: str | Non
     return Identity(hashlib.sha256(text.encode()).hexdigest()[:12], "-".join(words), facts)
 
 
-def file_identity(path: Path) -> str:
-    """Identity of a teacher that is given as a file: its content.
+def file_identity(path: Path, how: dict[str, Any]) -> str:
+    """Identity of a teacher that is given as a file: its content, and how it is used.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
-        return f"file-{digest(path)[:12]}"
+        text = json.dumps([digest(path), how], sort_keys=True)
     except OSError as error:
         raise UserError(f"teacher.checkpoint={path} cannot be read: {error.strerror}") from error
+    return f"file-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 class Run:

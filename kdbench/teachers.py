@@ -47,13 +47,14 @@ def own_config(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity(cfg: dict[str, Any], run_of: Callable[[dict[str, Any]], Run]) -> str:
-    """Identity of the teacher of `cfg`: of its own run, or of the content of its checkpoint.
+    """Identity of the teacher of `cfg`: of its own run, or of its checkpoint and how that is used.
 
     Raises:
         UserError: the checkpoint cannot be read.
     """
     if cfg["teacher"]["checkpoint"]:
-        return file_identity(Path(cfg["teacher"]["checkpoint"]))
+        how = {key: cfg["teacher"][key] for key in ("source", "name", "mean", "std")}
+        return file_identity(Path(cfg["teacher"]["checkpoint"]), how)
     return run_of(own_config(cfg)).id
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from kdbench.config import composed
 from kdbench.errors import UserError
+from kdbench.experiment import run_of
 from kdbench.run import Run, identify
 
 
@@ -38,6 +39,22 @@ def test_what_changes_the_result_changes_the_id(override):
 
 def test_teacher_and_image_tree_are_part_of_the_id():
     assert len({identity().id, identity(teacher="u").id, identity(fingerprint="f").id}) == 3
+
+
+def test_a_teachers_file_and_how_it_is_used_are_part_of_the_id(tmp_path):
+    def run_id(content, *words):
+        (tmp_path / "t.pth").write_text(content)
+        return run_of(composed([f"teacher.checkpoint={tmp_path}/t.pth", *words])[0]).id
+
+    once = run_id("a")
+    assert run_id("a") == once
+    others = [
+        run_id("b"),
+        run_id("a", "teacher.mean=[0.1]"),
+        run_id("a", "teacher.std=[0.1]"),
+        run_id("a", "teacher=resnet32"),
+    ]
+    assert len({once, *others}) == 5
 
 
 def test_id_is_stable_and_the_name_readable():
