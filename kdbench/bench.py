@@ -16,15 +16,14 @@ from rich.table import Table
 from kdbench import config, loggers
 from kdbench.console import speak
 from kdbench.data.batch import Batch
-from kdbench.distill import assemble, data_of
+from kdbench.distill import assemble, data_of, untaught
 from kdbench.experiment import preflight
 from kdbench.files import write_json
-from kdbench.fit import History, Saver, Streams, peak_memory, trainer
+from kdbench.fit import History, Saver, Stages, Streams, peak_memory, trainer
 from kdbench.methods.base import Method
-from kdbench.models.build import build
-from kdbench.run import Run, environment, identify, needs_teacher
+from kdbench.run import Run, environment, identify
 from kdbench.screen import Screen
-from kdbench.teachers import Taught, sizes_of
+from kdbench.teachers import sizes_of
 
 
 class BareLoop(pl.Callback):
@@ -48,18 +47,22 @@ class BareLoop(pl.Callback):
         classes = self.method.student.shapes.num_classes
         index = torch.arange(len(images), device=device)
         self.batch = Batch(images, index % classes, index)
-        (self.optimizer,), _ = self.method.configure_optimizers()
+        self.optimizers, _ = self.method.configure_optimizers()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Time the loop."""
         device = trainer.strategy.root_device
+        if self.method.enter(trainer.current_epoch):
+            self.optimizers, _ = self.method.configure_optimizers()
         start = time.perf_counter()
         for _ in range(int(trainer.num_training_batches)):
             with trainer.precision_plugin.forward_context():
                 loss = torch.stack(list(self.method.terms(self.batch).values())).sum()
-            self.optimizer.zero_grad()
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
             loss.backward()
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self.seconds.append(time.perf_counter() - start)
@@ -107,8 +110,8 @@ def measure(cfg: dict[str, Any], rounds: int, steps: int) -> dict[str, Any]:
     preflight(cfg)
     data = data_of(cfg).prepare()
     steps = min(steps, data.train_size // data.batch_size)
-    method = _untaught(cfg)
-    bare = BareLoop(_untaught(cfg), data.batch_size, data.in_chans, data.image_size)
+    method = _untrained(cfg)
+    bare = BareLoop(_untrained(cfg), data.batch_size, data.in_chans, data.image_size)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(identify(cfg, fingerprint=None, teacher=None), Path(folder))
         run.checkpoints.mkdir(parents=True)
@@ -118,8 +121,8 @@ def measure(cfg: dict[str, Any], rounds: int, steps: int) -> dict[str, Any]:
         )
         history = History(run, data, mirror, screen, test_every=0)
         saver = Saver(run, cfg["trainer"]["checkpoint_seconds"])
-        callbacks = [clock, Streams(cfg["seed"], data), history, saver, screen, _Stop(clock), bare]
-        engine = trainer(cfg["trainer"], rounds + 1, run.directory, callbacks)
+        callbacks = [clock, Stages(), Streams(cfg["seed"], data), history, saver, screen, _Stop(clock), bare]
+        engine = trainer(cfg["trainer"], method.epochs, run.directory, callbacks)
         engine.fit(method, datamodule=data)
     images = steps * data.batch_size
     epochs, loops = clock.seconds[1:], bare.seconds[1:]
@@ -136,12 +139,8 @@ def measure(cfg: dict[str, Any], rounds: int, steps: int) -> dict[str, Any]:
     }
 
 
-def _untaught(cfg: dict[str, Any]) -> Method:
-    sizes, taught = sizes_of(cfg["dataset"]), None
-    if needs_teacher(cfg):
-        network = build(cfg["teacher"]["name"], source=cfg["teacher"]["source"], **sizes._asdict())
-        taught = Taught(network, cfg["teacher"]["name"], "untrained", None, None)
-    return assemble(cfg, taught, sizes)
+def _untrained(cfg: dict[str, Any]) -> Method:
+    return assemble(cfg, untaught(cfg), sizes_of(cfg["dataset"]))
 
 
 def main(overrides: list[str], rounds: int, steps: int, json_path: str | None) -> int:

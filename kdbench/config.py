@@ -51,8 +51,19 @@ def register() -> None:
 
 
 def _added() -> list[str]:
-    """Methods whose loss can be added to another's."""
-    return [name for name in options("method") if name != "ce"]
+    """Methods whose loss can be added to another's: those that need no step of their own."""
+    return [name for name in options("method") if name != "ce" and "step" not in content(f"method/{name}")["needs"]]
+
+
+def content(option: str) -> dict[str, Any]:
+    """What one file of `conf/` and the files it builds on say, uncomposed."""
+    group = option.rpartition("/")[0]
+    own: dict[str, Any] = yaml.safe_load((CONF / f"{option}.yaml").read_text()) or {}
+    parents = [parent for parent in own.pop("defaults", []) if isinstance(parent, str) and parent != "_self_"]
+    merged: dict[str, Any] = {}
+    for parent in parents:
+        merged |= content(f"{group}/{parent}")
+    return merged | own
 
 
 # ------------------------------------------------------------------------------------------------ rules
@@ -276,6 +287,9 @@ def explain(error: Exception, overrides: list[str] | None = None) -> str:
     text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if group == "plus" and option in options("method"):
+            why = "it adds no loss" if option == "ce" else "it makes the training step itself"
+            return f"plus=[{option}] is not possible: {why}; use method={option}, which takes plus=[...] itself"
         found = error.options or (_added() if group == "plus" else [])
         known = [name for name in found if not name.startswith("_")]
         return f"{group}={option} is not known{nearest(option, known)}; known: {', '.join(known)}"

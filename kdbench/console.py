@@ -30,6 +30,7 @@ def hush() -> None:
     for message in (
         r".*does not have many workers.*",
         r".*eval mode at the start of training.*",  # networks with frozen parts
+        r".*but have no `validation_step`.*",  # validation is scored by fit.py
         r".*GPU available but not used.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     ):

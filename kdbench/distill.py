@@ -16,7 +16,8 @@ from kdbench.methods.base import Method
 from kdbench.methods.ce import CE
 from kdbench.models.build import build
 from kdbench.models.cost import flops, parameters
-from kdbench.run import Run, versions
+from kdbench.models.features import Network
+from kdbench.run import Run, needs_teacher, versions
 from kdbench.screen import Screen
 
 log = logging.getLogger("kdbench")
@@ -86,16 +87,46 @@ def data_of(cfg: dict[str, Any]) -> DataModule:
     return DataModule(cfg["dataset"], cfg["imbalance"], cfg["noise"], cfg["recipe"]["batch_size"], cfg["seed"])
 
 
+def rehearse(cfg: dict[str, Any]) -> None:
+    """Build all networks once, untrained, so that a pair which cannot work is refused before a teacher is trained.
+
+    Raises:
+        UserError: a network does not take such images, or the method cannot work with these networks.
+    """
+    assemble(cfg, untaught(cfg), teachers.sizes_of(cfg["dataset"]))
+
+
+def untaught(cfg: dict[str, Any]) -> teachers.Taught | None:
+    """The teacher's network with random weights; None where no loss needs one."""
+    if not needs_teacher(cfg):
+        return None
+    network = build(
+        cfg["teacher"]["name"], source=cfg["teacher"]["source"], **teachers.sizes_of(cfg["dataset"])._asdict()
+    )
+    return teachers.Taught(network, cfg["teacher"]["name"], "untrained", None, None)
+
+
 def assemble(cfg: dict[str, Any], taught: teachers.Taught | None, sizes: teachers.Sizes) -> Method:
     """Build the student and the method around it, each from a random stream of its own."""
-    torch.manual_seed(derive(cfg["seed"], "student"))
-    student = build(cfg["student"]["name"], source=cfg["student"]["source"], **sizes._asdict())
+
+    def network(stream: str, *number: int, name: str | None = None) -> Network:
+        torch.manual_seed(derive(cfg["seed"], stream, *number))
+        return build(name or cfg["student"]["name"], source=cfg["student"]["source"], **sizes._asdict())
+
+    def another(name: str | None, number: int) -> Network:
+        with torch.random.fork_rng(devices=()):
+            return network("peer", number, name=name)
+
+    student = network("student")
     torch.manual_seed(derive(cfg["seed"], "method"))
     plus = {name: _method(node) for name, node in cfg["plus"].items()}
-    method = _method(cfg["method"]).attach(student, taught.network if taught else None, plus, cfg["recipe"])
+    teacher = taught.network if taught else None
+    method = _method(cfg["method"]).attach(student, teacher, plus, cfg["recipe"], another)
     method.to(memory_format=torch.channels_last)
     if cfg["trainer"]["compile"]:
-        student.compile()
+        for module in method.modules():
+            if isinstance(module, Network):
+                module.compile()
         if method.teacher is not None:
             method.teacher.network.compile()
     return method
@@ -111,7 +142,8 @@ def _measured(taught: teachers.Taught, data: DataModule, cfg: dict[str, Any], ru
     if taught.test_accuracy is None:
         engine = trainer(cfg["trainer"], 1, run.directory, [])
         alone = CE().attach(taught.network, None).to(engine.strategy.root_device)
-        taught = taught._replace(test_accuracy=score(engine, alone, data.test_dataloader())["accuracy"])
+        test = score(engine, alone, data.test_dataloader(), alone.predictions)["student"]
+        taught = taught._replace(test_accuracy=test["accuracy"])
     teachers.accept(taught, cfg["teacher"]["min_accuracy"])
     return taught
 

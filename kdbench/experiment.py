@@ -42,9 +42,10 @@ def _do(run: Run, cfg: dict[str, Any], role: str) -> None:
     sources.verify(cfg["dataset"])  # before torch, whose import takes seconds
     from torch import OutOfMemoryError
 
-    from kdbench.distill import distill
+    from kdbench.distill import distill, rehearse
     from kdbench.methods.base import NonFiniteLoss
 
+    rehearse(cfg)
     try:
         with run.recorded(cfg):
             distill(run, cfg, role, conduct)
@@ -59,6 +60,8 @@ def preflight(cfg: dict[str, Any]) -> None:
         UserError: no such data, options that contradict each other, a missing package, no such device, a teacher's
             checkpoint that cannot be loaded.
     """
+    if (name := cfg["method"]["name"]) in cfg["plus"]:
+        raise UserError(f"plus=[{name}] is not possible: it is the method already")
     sources.check(cfg["dataset"])
     imbalance.check(cfg["imbalance"])
     noise.check(cfg["noise"])

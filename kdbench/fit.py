@@ -4,15 +4,18 @@ import json
 import logging
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from kdbench import checkpoints
 from kdbench.console import hush
 from kdbench.data.module import DataModule
 from kdbench.data.streams import derive
+from kdbench.evaluation.classification import Classification
 from kdbench.files import read_lines, write_text
 from kdbench.loggers import Logger
 from kdbench.methods.base import Method
@@ -50,15 +53,58 @@ def trainer(options: dict[str, Any], epochs: int, directory: Any, callbacks: lis
     )
 
 
-def score(trainer: pl.Trainer, method: Method, loader: Any) -> dict[str, float]:
-    """`accuracy`, `top5` (fractions) and `nll` (nats) of the student on a loader; train mode is restored."""
+Predict = Callable[[Tensor], dict[str, Tensor]]
+
+
+def score(trainer: pl.Trainer, method: Method, loader: Any, predict: Predict) -> dict[str, dict[str, float]]:
+    """`accuracy`, `top5` (fractions) and `nll` (nats) on a loader of every prediction; train mode is restored.
+
+    Args:
+        trainer: whose device and precision are used.
+        method: put in eval mode meanwhile.
+        loader: of batches.
+        predict: from images to logits (B,K) by name.
+    """
+    counts: dict[str, Classification] = {}
     training = method.training
     method.eval()
     with torch.no_grad(), trainer.precision_plugin.forward_context():
-        for step, batch in enumerate(loader):
-            method.validation_step(trainer.strategy.batch_to_device(batch), step)
+        for batch in loader:
+            images, labels, _ = trainer.strategy.batch_to_device(batch)
+            for name, logits in predict(images).items():
+                if name not in counts:
+                    counts[name] = Classification(logits.shape[1]).to(logits.device)
+                counts[name].update(logits.float(), labels)
     method.train(training)
-    return method.metrics.compute()
+    return {name: count.compute() for name, count in counts.items()}
+
+
+def score_student(trainer: pl.Trainer, method: Method, loader: Any) -> dict[str, float]:
+    """As `score`, of the student alone."""
+    return score(trainer, method, loader, lambda images: {"student": method(images)})["student"]
+
+
+def members(scores: dict[str, dict[str, float]]) -> dict[str, Any] | None:
+    """What is recorded where a method trains more than one classifier: each, and mean and best of the single ones."""
+    single = [each["accuracy"] for name, each in scores.items() if name != "ensemble"]
+    if len(single) < 2:
+        return None
+    best = {"accuracy": max(single), "selected_on_test": True}
+    return {"each": scores, "mean": {"accuracy": sum(single) / len(single)}, "best": best}
+
+
+class Stages(pl.Callback):
+    """Tells the method which epoch begins; a new stage begins with an optimiser and a schedule of its own."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Also here: Lightning skips `on_train_epoch_start` in the first epoch after a resume at an epoch's end."""
+        self.on_train_epoch_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Enter the epoch."""
+        assert isinstance(pl_module, Method)
+        if pl_module.enter(trainer.current_epoch):
+            trainer.strategy.setup_optimizers(trainer)
 
 
 class Streams(pl.Callback):
@@ -121,19 +167,19 @@ class History(pl.Callback):
         seconds = time.perf_counter() - self.started
         self.seconds += seconds
         self.images += pl_module.meter.steps * self.data.batch_size
-        row = {"epoch": epoch, "train/loss": sum(losses.values())}
+        row: dict[str, Any] = {"epoch": epoch, "stage": pl_module.stage.name, "train/loss": sum(losses.values())}
         row |= {f"train/{name}": value for name, value in losses.items()}
         if self.data.val_size:
-            row |= {f"val/{key}": value for key, value in score(trainer, pl_module, self.validation).items()}
+            row |= {f"val/{key}": value for key, value in score_student(trainer, pl_module, self.validation).items()}
         if self.test_every and (epoch + 1) % self.test_every == 0:
-            test = score(trainer, pl_module, self.data.test_dataloader())
+            test = score_student(trainer, pl_module, self.data.test_dataloader())
             row |= {f"test/{key}": value for key, value in test.items()}
             if self.best_on_test is None or test["accuracy"] > self.best_on_test["accuracy"]:
                 self.best_on_test = {"accuracy": test["accuracy"], "epoch": epoch}
         row |= {"lr": self.lr, "seconds": seconds}
         with self.run.metrics.open("a") as handle:
             handle.write(json.dumps(row) + "\n")
-        self.mirror.log({key: value for key, value in row.items() if key != "epoch"}, epoch)
+        self.mirror.log({key: value for key, value in row.items() if key not in ("epoch", "stage")}, epoch)
         self.run.status(epoch=epoch + 1, epochs=trainer.max_epochs)
         self.screen.epoch(row)
 
@@ -168,15 +214,16 @@ def fit(
     """Train to the end, from the newest whole checkpoint if there is one, and look at the test set once.
 
     Returns:
-        The measured part of the result: `test`, `val`, `best_on_test`, `cost`.
+        The measured part of the result: `test`, `members`, `val`, `best_on_test`, `cost`.
     """
-    options, epochs = cfg["trainer"], cfg["recipe"]["epochs"]
+    options, epochs = cfg["trainer"], method.epochs
     history = History(run, data, mirror, screen, options["test_every"])
     saver = Saver(run, options["checkpoint_seconds"])
-    engine = trainer(options, epochs, run.directory, [Streams(cfg["seed"], data), history, saver, screen])
+    engine = trainer(options, epochs, run.directory, [Stages(), Streams(cfg["seed"], data), history, saver, screen])
     start = checkpoints.newest(run.checkpoints)
     if start:
         log.info("continuing at epoch %d of %d", checkpoints.next_epoch(start) + 1, epochs)
+        method.enter(checkpoints.next_epoch(start) - 1)  # the state of its optimiser is in the checkpoint
     data.set_epoch(checkpoints.next_epoch(start))
     device = engine.strategy.root_device
     if device.type == "cuda":
@@ -189,12 +236,14 @@ def fit(
                 raise end.__context__ from None
             raise
     method.to(device)
-    test = score(engine, method, data.test_dataloader())
+    scores = score(engine, method, data.test_dataloader(), method.predictions)
+    test = scores["student"]
     last = list(read_lines(run.metrics))[-1]
     validated = {key[4:]: value for key, value in last.items() if key.startswith("val/")}
     best = history.best_on_test or {"accuracy": None, "epoch": None}
     return {
         "test": test,
+        "members": members(scores),
         "val": validated or dict.fromkeys(test),
         "best_on_test": {**best, "selection_rule": False},
         "cost": {

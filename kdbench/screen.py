@@ -56,10 +56,11 @@ class Screen(pl.Callback):
         if self._progress:
             self._progress.advance(self._task)
 
-    def epoch(self, row: Mapping[str, float]) -> None:
+    def epoch(self, row: Mapping[str, Any]) -> None:
         """Show a finished epoch: its number, named losses, validation accuracy."""
         losses = " ".join(f"{key[6:]} {value:.4g}" for key, value in row.items() if key.startswith("train/"))
-        news = f"epoch {row['epoch'] + 1:.0f}/{self.epochs}  {losses}"
+        stage = "" if row["stage"] == "training" else f" ({row['stage']})"
+        news = f"epoch {row['epoch'] + 1:.0f}/{self.epochs}{stage}  {losses}"
         if "val/accuracy" in row:
             news += f"  val {row['val/accuracy']:.2%}"
         if self._progress:

@@ -11,6 +11,9 @@ from torch import nn
 
 from kdbench import config
 from kdbench.data.batch import Batch
+from kdbench.errors import UserError
+from kdbench.fit import Stages, score, score_student
+from kdbench.models._base import StagedNetwork
 from kdbench.models.build import build
 from kdbench.models.features import Features, Shapes
 
@@ -31,7 +34,14 @@ def method_of(name, student=None, teacher=None):
     student = student or build("resnet8", **SIZES)
     teacher = teacher or build("resnet14", **SIZES)
     needed = "teacher" in cfg["method"]["needs"]
-    return get_class(cfg["method"]["_target_"])(**own).attach(student, teacher if needed else None, None, cfg["recipe"])
+
+    def another(name, number):
+        if isinstance(student, Toy):
+            return copy.deepcopy(teacher)
+        return build(name or "resnet8", **SIZES)
+
+    method = get_class(cfg["method"]["_target_"])(**own)
+    return method.attach(student, teacher if needed else None, None, cfg["recipe"], another)
 
 
 def batch_of(count=8, classes=4, seed=0, device="cpu"):
@@ -39,6 +49,11 @@ def batch_of(count=8, classes=4, seed=0, device="cpu"):
     images = torch.rand(count, 1, 8, 8, generator=generator)
     labels = torch.randint(classes, (count,), generator=generator)
     return Batch(images.to(device), labels.to(device), torch.arange(count, device=device))
+
+
+def step(method, batch):
+    """The loss of a step, counted."""
+    return method.total(method.terms(batch))
 
 
 class Loader:
@@ -51,13 +66,29 @@ class Loader:
         return (batch_of(seed=i) for i in range(3))
 
 
-def fit(method, *callbacks, epochs=2):
+def fit(method, *callbacks):
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks),
+        accelerator="cpu", max_epochs=method.epochs, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[Stages(), *callbacks],
     )  # fmt: skip
-    trainer.fit(method, Loader(), Loader())
+    trainer.fit(method, Loader())
     return trainer
+
+
+class ToyNet(StagedNetwork):
+    """What is left of a network that became a branch: logits."""
+
+    stem_names = ("stem",)
+
+    def __init__(self, logits):
+        nn.Module.__init__(self)
+        self.branch_logits = nn.Parameter(logits.clone())
+
+    def become_branch(self):
+        pass
+
+    def forward_branch(self, x):
+        return self.branch_logits[: len(x)]
 
 
 class Toy(nn.Module):
@@ -65,6 +96,8 @@ class Toy(nn.Module):
 
     def __init__(self, features):
         super().__init__()
+        self.net = ToyNet(features.logits)
+        self.register_buffer("scale", torch.ones(1, 1, 1, 1))
         self.logits = nn.Parameter(features.logits)
         self.stages = nn.ParameterList(features.stages)
         self.embedding = nn.Parameter(features.embedding)
@@ -72,7 +105,8 @@ class Toy(nn.Module):
                              features.logits.shape[1])  # fmt: skip
 
     def forward(self, images):
-        return Features(list(self.stages), self.embedding, self.logits)
+        count, still = len(images), 0 * images.flatten(1).sum(1, keepdim=True)
+        return Features([s[:count] for s in self.stages], self.embedding[:count], self.logits[:count] + still)
 
 
 def features_of(count, classes, seed, scale=1.0, dtype=torch.float32):
@@ -116,32 +150,36 @@ def test_teacher_is_untouched_by_an_epoch(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_student_is_in_train_mode_again_after_validation(name):
+def test_networks_are_in_eval_mode_while_scored_and_in_train_mode_again_afterwards(name):
     method = method_of(name)
+    scored, trained = [], []
 
     class Watch(pl.Callback):
-        training, validating = (), ()
-
         def on_train_batch_start(self, *_):
-            self.training += tuple(module.training for module in method.student.modules())
+            trained.extend(module.training for module in method.modules())
 
-        def on_validation_batch_start(self, *_):
-            self.validating += tuple(module.training for module in method.student.modules())
+        def on_train_epoch_end(self, trainer, _):
+            def predict(images):
+                scored.extend(module.training for module in method.modules())
+                return method.predictions(images)
 
-    watch = Watch()
-    fit(method, watch)
-    assert watch.training
-    assert all(watch.training)
-    assert watch.validating
-    assert not any(watch.validating)
+            found = score(trainer, method, Loader(), predict)
+            assert all(0 <= each["accuracy"] <= 1 for each in found.values())
+            assert found["student"] == score_student(trainer, method, Loader())
+
+    fit(method, Watch())
+    assert trained
+    assert all(trained)
+    assert scored
+    assert not any(scored)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_training_moves_every_student_parameter(name):
+def test_training_moves_every_parameter(name):
     method = method_of(name)
-    before = [p.detach().clone() for p in method.student.parameters()]
-    fit(method, epochs=1)
-    assert all(not torch.equal(a, b) for a, b in zip(before, method.student.parameters(), strict=True))
+    before = [p.detach().clone() for p in method.parameters()]
+    fit(method)
+    assert all(not torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -156,22 +194,29 @@ def test_loss_of_a_batch_twice_is_the_loss_of_the_batch(name):
 
     torch.manual_seed(0)
     double = method_of(name, Toy(twice(features_of(6, 4, 1))), Toy(twice(features_of(6, 4, 2))))
-    double.load_state_dict({k: v for k, v in once.state_dict().items() if "student" not in k}, strict=False)
+    trained = {k: v for k, v in once.state_dict().items() if not k.startswith(("student", "peers"))}
+    double.load_state_dict(trained, strict=False)
     labels = torch.tensor([0, 1, 2, 3, 0, 0])
     index, images = torch.arange(6), torch.zeros(6, 1, 8, 8)
-    small = once.terms(Batch(images, labels, index))
-    large = double.terms(Batch(images.repeat(2, 1, 1, 1), labels.repeat(2), index.repeat(2)))
-    assert small.keys() == large.keys()
-    for key in small:
-        torch.testing.assert_close(small[key], large[key])
+    for number in range(len(once.stages)):
+        once.stage, double.stage = once.stages[number], double.stages[number]
+        torch.manual_seed(0)
+        small = once.terms(Batch(images, labels, index))
+        torch.manual_seed(0)
+        large = double.terms(Batch(images.repeat(2, 1, 1, 1), labels.repeat(2), index.repeat(2)))
+        assert small.keys() == large.keys()
+        for key in small:
+            torch.testing.assert_close(small[key], large[key])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_gradient_reaches_what_is_trained_and_nothing_else(name):
     method = method_of(name)
-    method.training_step(batch_of(), 0).backward()
+    for stage in method.stages:
+        method.stage = stage
+        step(method, batch_of()).backward()
+        assert any(p.grad.abs().sum() > 0 for p in method.student.parameters() if p.grad is not None)
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
-    assert any(p.grad.abs().sum() > 0 for p in method.student.parameters())
     if method.teacher is not None:
         assert all(p.grad is None for p in method.teacher.parameters())
 
@@ -184,8 +229,9 @@ def test_another_teacher_gives_another_gradient(name):
 
     def gradient():
         method.zero_grad()
-        method.training_step(batch_of(), 0).backward()
-        return torch.cat([p.grad.flatten() for p in method.student.parameters()])
+        torch.manual_seed(0)
+        step(method, batch_of()).backward()
+        return torch.cat([p.grad.flatten() for p in method.student.parameters() if p.grad is not None])
 
     method.student.eval()  # batch statistics aside, only the teacher differs
     first, again = gradient(), gradient()
@@ -200,12 +246,14 @@ def test_another_teacher_gives_another_gradient(name):
 def test_saturated_logits_are_finite_under_autocast(name, dtype):
     method = toy_method(name, scale=6e4, dtype=dtype)
     batch = Batch(torch.zeros(6, 1, 8, 8), torch.tensor([0, 1, 2, 3, 0, 0]), torch.arange(6))
-    with torch.autocast("cpu", dtype):
-        terms = method.terms(batch)
-        total = torch.stack(list(terms.values())).sum()
-    total.backward()
-    assert {key: term.dtype for key, term in terms.items()} == dict.fromkeys(terms, torch.float32)
-    assert {key: bool(torch.isfinite(term)) for key, term in terms.items()} == dict.fromkeys(terms, True)
+    for stage in method.stages:
+        method.stage = stage
+        with torch.autocast("cpu", dtype):
+            terms = method.terms(batch)
+            total = torch.stack(list(terms.values())).sum()
+        total.backward()
+        assert {key: term.dtype for key, term in terms.items()} == dict.fromkeys(terms, torch.float32)
+        assert {key: bool(torch.isfinite(term)) for key, term in terms.items()} == dict.fromkeys(terms, True)
     assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
 
 
@@ -213,18 +261,21 @@ def test_saturated_logits_are_finite_under_autocast(name, dtype):
 @pytest.mark.parametrize("name", METHODS)
 def test_two_classes_and_unequal_counts_work(name, classes, labels):
     method = toy_method(name, classes=classes)
-    loss = method.training_step(Batch(torch.zeros(6, 1, 8, 8), torch.tensor(labels), torch.arange(6)), 0)
-    loss.backward()
-    assert torch.isfinite(loss)
+    for stage in method.stages:
+        method.stage = stage
+        loss = step(method, Batch(torch.zeros(6, 1, 8, 8), torch.tensor(labels), torch.arange(6)))
+        loss.backward()
+        assert torch.isfinite(loss)
     assert torch.isfinite(method.student.logits.grad).all()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_train_only_modules_are_optimised_and_not_exported(name):
     method = method_of(name)
-    (optimizer,), _ = method.configure_optimizers()
-    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert optimised == {id(p) for p in method.parameters() if p.requires_grad}
+    optimizers, schedules = method.configure_optimizers()
+    optimised = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(optimised) == sorted(id(p) for p in method.parameters() if p.requires_grad)
+    assert len(optimizers) == len(schedules)
     assert method.export().keys() == method.student.net.state_dict().keys()
     total = sum(p.numel() for p in method.parameters())
     assert method.extra_parameters() == total - sum(p.numel() for p in method.student.parameters())
@@ -233,7 +284,7 @@ def test_train_only_modules_are_optimised_and_not_exported(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_teacher_is_in_no_checkpoint_and_checkpoints_load_without_unpickling(name, tmp_path):
     method = method_of(name)
-    trainer = fit(method, epochs=1)
+    trainer = fit(method)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
     assert not [key for key in state if "teacher" in key]
@@ -247,9 +298,12 @@ def test_the_step_never_syncs_with_the_host_and_logs_nothing(name, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know that device
     for log in ("log", "log_dict"):
         monkeypatch.setattr(method, log, lambda *_, **__: pytest.fail("logged in a step"))
-    for step in range(2):
-        loss = method.training_step(batch_of(seed=step, device="meta"), step)
-    assert (loss.device.type, loss.shape) == ("meta", ())
+    for stage in method.stages:
+        method.stage = stage
+        method.meter.reset()
+        for seed in range(2):
+            loss = step(method, batch_of(seed=seed, device="meta"))
+        assert (loss.device.type, loss.shape) == ("meta", ())
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         method.meter.means(0)  # which does read values
 
@@ -260,9 +314,43 @@ def test_a_loss_that_is_not_finite_is_named(name):
 
     method = toy_method(name)
     batch = Batch(torch.zeros(6, 1, 8, 8), torch.tensor([0, 1, 2, 3, 0, 0]), torch.arange(6))
-    method.training_step(batch, 0)
+    method.stage = method.stages[-1]
+    step(method, batch)
     with torch.no_grad():
         method.student.logits[0, 0] = float("nan")
-    method.training_step(batch, 1)
+    step(method, batch)
     with pytest.raises(NonFiniteLoss, match=r"loss term 'ce' is not finite at epoch 7, step 1"):
         method.meter.means(7)
+
+
+PAIRS = [(name, added) for name in METHODS for added in METHODS
+         if added not in ("ce", name) and "step" not in options(added)["method"]["needs"]]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "added"), PAIRS)
+def test_every_addable_loss_works_on_every_method_or_says_why_not(name, added):
+    cfg, _ = config.composed([f"method={name}", f"plus=[{added}]", "recipe.epochs=2", "recipe.batch_size=8"])
+
+    def make(node):
+        return get_class(node["_target_"])(**{k: v for k, v in node.items() if k not in ("name", "needs", "_target_")})
+
+    torch.manual_seed(0)
+    student, teacher = build("resnet8", **SIZES), build("resnet14", **SIZES)
+
+    def attached():
+        method = make(cfg["method"])
+        return method.attach(student, teacher, {added: make(cfg["plus"][added])}, cfg["recipe"],
+                             lambda other, number: build(other or "resnet8", **SIZES))  # fmt: skip
+
+    if cfg["plus"][added].get("training") == "staged":
+        with pytest.raises(UserError, match=rf"plus=\[{added}\] is not possible: .* plus.{added}.training=joint"):
+            attached()
+        cfg["plus"][added]["training"] = "joint"
+    method = attached()
+    method.enter(method.epochs - 1)
+    terms = method.terms(batch_of())
+    own = [key for key in terms if key.startswith(f"plus_{added}")]
+    assert own
+    assert len(terms) > len(own)
+    torch.stack([terms[key] for key in own]).sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())

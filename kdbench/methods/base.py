@@ -1,7 +1,7 @@
 """The contract of a method: Features of student and teacher, and the batch, give a dict of named losses."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import pytorch_lightning as pl
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kdbench import optim
 from kdbench.data.batch import Batch
-from kdbench.evaluation.classification import Classification
+from kdbench.errors import UserError
 from kdbench.models.features import Features, Network, Shapes
 
 
@@ -34,6 +34,10 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor) -> Features:
         """Features of `images` (B,C,H,W) in [0,1]; constants."""
         return self.network(images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B,K) of `images` (B,C,H,W), through which a gradient flows to the images."""
+        return self.network(images).logits
 
 
 class Meter:
@@ -76,11 +80,54 @@ class Meter:
         self.steps = 0
 
 
+class Pace(NamedTuple):
+    """How far a stage is: `epoch` of `epochs`, counted from 0."""
+
+    epoch: int
+    epochs: int
+
+
+class Stage(NamedTuple):
+    """A part of the training, with an optimiser and a schedule of its own.
+
+    Attributes:
+        name: for the record and the screen.
+        recipe: as the `recipe` group; its `epochs` are those of the stage.
+        losses: named and weighted losses of student, teacher and batch; all that is minimised in the stage.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    losses: Callable[[Features, Features | None, Batch], dict[str, Tensor]]
+
+
+def first_stage(name: str, how: Mapping[str, Any], recipe: dict[str, Any], losses: Any) -> Stage:
+    """A stage before the recipe's own epochs.
+
+    Args:
+        name: of the stage.
+        how: `epochs`, its length as a fraction of `recipe.epochs` (at least one epoch), and `lr`, constant, as a
+            multiple of `recipe.lr`.
+        recipe: of the run; all else is as there.
+        losses: as of `Stage`.
+    """
+    epochs = max(1, round(how["epochs"] * recipe["epochs"]))
+    changed = {"epochs": epochs, "lr": how["lr"] * recipe["lr"], "schedule": "constant", "warmup_epochs": 0}
+    return Stage(name, {**recipe, **changed}, losses)
+
+
+def exact(tensor: Tensor) -> torch.autocast:
+    """A context in which autocast is off, for losses."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 class Method(pl.LightningModule):
     """A way to train a student.
 
     A subclass takes its own options in `__init__` and defines `losses`; where it trains modules beside the student
-    it makes them in `prepare`. Everything else is here. `attach` gives it the networks.
+    it makes them in `prepare`; where it begins with another training it says so in `before`. Methods that need more
+    forward passes than one of the student and one of the teacher (`needs: [step]` in their YAML) override `terms`.
+    Everything else is here. `attach` gives it the networks.
     """
 
     # the loss is a mean over samples; False where samples of a batch are compared with each other
@@ -91,6 +138,8 @@ class Method(pl.LightningModule):
         self.label_weight = 1.0  # of the cross-entropy on the labels
         self.meter = Meter()
         self.plus = nn.ModuleDict()
+        self.pace = Pace(0, 1)
+        self.stages: list[Stage] = []
         self.student: Network
         self.teacher: Teacher | None
 
@@ -99,9 +148,17 @@ class Method(pl.LightningModule):
     def prepare(self, student: Shapes, teacher: Shapes | None) -> None:
         """Make train-only modules from the shapes of the features; raise `UserError` if the pair cannot work."""
 
+    def before(self, recipe: dict[str, Any]) -> list[Stage]:
+        """Stages that come before the recipe's own epochs."""
+        return []
+
     def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
         """Named losses beside the cross-entropy on the labels, each already weighted; float32 scalars."""
         raise NotImplementedError
+
+    def predictions(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (B,K) of the student (`student`, the headline) and of whatever else is trained to classify."""
+        return {"student": self(images)}
 
     # ---------------------------------------------------------------- what every method has
 
@@ -111,20 +168,42 @@ class Method(pl.LightningModule):
         teacher: Network | None,
         plus: Mapping[str, "Method"] | None = None,
         recipe: dict[str, Any] | None = None,
+        another: Callable[[str | None, int], Network] | None = None,
     ) -> Self:
         """Give the method its networks, the losses added to it and its recipe; returns itself.
 
         The teacher is no sub-module: it is neither trained, nor saved, nor switched to train mode.
+
+        Args:
+            student: to be trained; its weights are the result.
+            teacher: frozen from here on.
+            plus: methods whose `losses` are added, by name.
+            recipe: the `recipe` group; None where nothing will be trained.
+            another: `another(name, number)` makes one more network for the same data, of the student's kind for
+                None, from the random stream of that number.
+
+        Raises:
+            UserError: the method, or one added to it, cannot work with these networks or with each other.
         """
         self.student = student
         object.__setattr__(self, "teacher", None if teacher is None else Teacher(teacher))
-        self.recipe = recipe
+        self.another = another
         self.plus.update(plus or {})
-        parts: list[Method] = [self, *(plus or {}).values()]
-        for part in parts:
+        for part in self._parts():
             part.prepare(student.shapes, teacher.shapes if teacher else None)
-        self.metrics = Classification(student.shapes.num_classes)
+        if recipe is not None:
+            for name, part in (plus or {}).items():
+                if stages := part.before(recipe):
+                    raise UserError(
+                        f"plus=[{name}] is not possible: it begins with a stage of its own ({stages[0].name}); "
+                        f"plus.{name}.training=joint adds its loss to the method's"
+                    )
+            self.stages = [*self.before(recipe), Stage("training", recipe, self.all_losses)]
+            self.stage = self.stages[0]
         return self
+
+    def _parts(self) -> Iterable["Method"]:
+        return (self, *self.plus.values())  # type: ignore[arg-type]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         if getattr(self, "teacher", None) is not None:
@@ -135,41 +214,66 @@ class Method(pl.LightningModule):
         """Logits (B,K) of the student for images (B,C,H,W) in [0,1]."""
         return self.student(images).logits
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """All weighted losses of a batch by name: `ce`, the method's own, and `plus_<name>` for added ones."""
-        student = self.student(batch.images)
-        teacher = None if self.teacher is None else self.teacher(batch.images)
-        with torch.autocast(batch.images.device.type, enabled=False):
-            student = student.float()
-            teacher = None if teacher is None else teacher.float()
-            terms = {"ce": self.label_weight * F.cross_entropy(student.logits, batch.labels)}
-            terms |= self.losses(student, teacher, batch)
-            for name, part in self.plus.items():
-                added = part.losses(student, teacher, batch)  # type: ignore[operator]
-                terms |= {f"plus_{name}" if key == name else f"plus_{name}_{key}": added[key] for key in added}
+    # ---------------------------------------------------------------- stages
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all stages."""
+        return sum(stage.recipe["epochs"] for stage in self.stages)
+
+    def enter(self, epoch: int) -> bool:
+        """Set stage and pace for an epoch, counted from 0 over all stages; returns whether the stage changed."""
+        before = self.stage
+        for stage in self.stages:
+            if epoch < stage.recipe["epochs"]:
+                break
+            epoch -= stage.recipe["epochs"]
+        self.stage = stage
+        for part in self._parts():
+            part.pace = Pace(epoch, stage.recipe["epochs"])
+        return stage is not before
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser for the student and every train-only module; the schedule steps once an epoch."""
+        optimizer, schedule = optim.build(self.stage.recipe, self.parameters())
+        return [optimizer], [schedule]
+
+    # ---------------------------------------------------------------- the step
+
+    def forwards(self, images: Tensor) -> tuple[Features, Features | None]:
+        """Features of student and teacher of images (B,C,H,W), in the run's precision."""
+        return self.student(images), None if self.teacher is None else self.teacher(images)
+
+    def weigh(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+        """The losses of the current stage, in float32."""
+        with exact(batch.images):
+            return self.stage.losses(student.float(), None if teacher is None else teacher.float(), batch)
+
+    def all_losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+        """Losses of the recipe's own epochs: `ce`, the method's, and `plus_<name>` for added ones."""
+        terms = {"ce": self.label_weight * F.cross_entropy(student.logits, batch.labels)}
+        terms |= self.losses(student, teacher, batch)
+        for name, part in self.plus.items():
+            added = part.losses(student, teacher, batch)  # type: ignore[operator]
+            terms |= {f"plus_{name}" if key == name else f"plus_{name}_{key}": added[key] for key in added}
         return terms
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Sum of the terms."""
-        terms = self.terms(batch)
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """All weighted losses of a batch by name."""
+        return self.weigh(*self.forwards(batch.images), batch)
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Sum of the terms, which are also counted."""
         self.meter.update(terms)
         return torch.stack(list(terms.values())).sum()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Sum of the terms; None where the method has updated its networks itself."""
+        return self.total(self.terms(batch))
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's means."""
         self.meter.reset()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count the student's hits."""
-        self.metrics.update(self(batch.images).float(), batch.labels)
-
-    test_step = validation_step
-
-    def configure_optimizers(self) -> Any:
-        """One optimiser for the student and every train-only module; the schedule steps once an epoch."""
-        assert self.recipe is not None
-        optimizer, schedule = optim.build(self.recipe, self.parameters())
-        return [optimizer], [schedule]
 
     def extra_parameters(self) -> int:
         """Number of parameters that are trained beside the student and never exported."""

@@ -31,6 +31,20 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """- sum_k softmax(z_t / T)_k log softmax(z_s / T)_k, without T^2: the soft term of FitNets and BSS.
+
+    Args:
+        student: logits (B,K).
+        teacher: logits (B,K), constants.
+        temperature: T > 0.
+
+    Returns:
+        (B,), in nats.
+    """
+    return -((teacher / temperature).softmax(1) * (student / temperature).log_softmax(1)).sum(1)
+
+
 class KD(Method):
     """Soft targets from the teacher's logits."""
 

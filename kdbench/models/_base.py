@@ -18,9 +18,15 @@ class StagedNetwork(nn.Module):
         num_features: width of the embedding, the input of the classifier.
         feature_info: for the stem and each stage `num_chs`, `reduction` (pixels of the image per pixel of
             the map) and `module` (its name), as timm's.
+        stage_names: the modules of the stages.
+        stem_names: the modules of the stem; empty where a family does not say, and cannot become a branch.
+        final_norm: the module that normalises between the last stage and the pooling, where there is one.
+        classifier_name: the linear layer.
     """
 
     stage_names: tuple[str, ...] = ("layer1", "layer2", "layer3")
+    stem_names: tuple[str, ...] = ()
+    final_norm: str | None = None
     classifier_name = "fc"
 
     def __init__(self, num_classes: int, num_features: int, maps: Sequence[tuple[int, int]]):
@@ -107,6 +113,15 @@ class StagedNetwork(nn.Module):
         for name in self.stage_names:
             x = getattr(self, name)(x)
         return self.final(x)
+
+    def become_branch(self) -> None:
+        """Forget all that comes before the last stage; only `forward_branch` works afterwards."""
+        for name in (*self.stem_names, *self.stage_names[:-1]):
+            delattr(self, name)
+
+    def forward_branch(self, x: Tensor) -> Tensor:
+        """The map before the last stage -> logits (B, num_classes)."""
+        return self.forward_head(self.final(getattr(self, self.stage_names[-1])(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The final map -> logits (B, num_classes), or the embedding (B, num_features) with `pre_logits`."""

@@ -48,6 +48,8 @@ class ResNet(StagedNetwork):
         ValueError: a depth that is not 6n+2.
     """
 
+    stem_names = ("conv1", "bn1")
+
     def __init__(self, depth: int, stem_width: int = 16, width: int = 16, num_classes: int = 100, in_chans: int = 3):
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:

@@ -46,6 +46,7 @@ class ResNet50(StagedNetwork):
     """
 
     stage_names = ("layer1", "layer2", "layer3", "layer4")
+    stem_names = ("conv1", "bn1")
     classifier_name = "linear"
 
     def __init__(self, num_classes: int = 100, in_chans: int = 3):

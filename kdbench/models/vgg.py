@@ -55,6 +55,7 @@ class VGG(StagedNetwork):
     """
 
     stage_names = ("block1", "block2", "block3", "block4")
+    stem_names = ("block0",)
     classifier_name = "classifier"
 
     def __init__(self, depth: int, num_classes: int = 100, in_chans: int = 3):

@@ -53,6 +53,8 @@ class WideResNet(StagedNetwork):
     """
 
     stage_names = ("block1", "block2", "block3")
+    stem_names = ("conv1",)
+    final_norm = "bn1"
 
     def __init__(self, depth: int, factor: int, num_classes: int = 100, in_chans: int = 3):
         blocks, rest = divmod(depth - 4, 6)

@@ -1,0 +1,102 @@
+"""FSP: Yim, Joo, Bae & Kim, "A Gift from Knowledge Distillation", CVPR 2017.
+
+    G_ij(F1, F2) = 1 / (h w) * sum_pixels F1_i F2_j,   L_FSP = sum_n || G_s^n - G_t^n ||^2
+
+of consecutive stage maps n, n + 1, the larger pooled to the smaller's size. A G has a row and a column for each
+channel, so the two networks must have the same widths.
+
+`training: staged` (default; the paper, RepDistiller): first L_FSP alone, then the cross-entropy alone. `joint` adds
+L_FSP to the cross-entropy instead, as in `plus=[fsp]`. `distance: mean` over the elements of G is RepDistiller's and
+that of the authors of "Knowledge Distillation Beyond Model Compression"; `sum` is the paper's. `pooling: avg` is
+RepDistiller's, `max` the paper's. RepDistiller's documented weight of 50 multiplies nothing: its first stage has
+weight 1, its second none.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdbench.data.batch import Batch
+from kdbench.errors import UserError
+from kdbench.methods.base import Method, Stage, first_stage
+from kdbench.methods.stages import Stages, pairs, pooled
+from kdbench.models.features import Features, Shapes
+
+
+def fsp_matrix(first: Tensor, second: Tensor, pooling: str) -> Tensor:
+    """G of maps (B,C,H,W) and (B,C',H',W'), pooled by `max` or `avg` to the smaller size: (B,C,C')."""
+    size = min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3])
+    first, second = (pooled(maps, size, pooling).flatten(2) for maps in (first, second))
+    return first @ second.mT / first.shape[2]
+
+
+def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], pooling: str, distance: str) -> Tensor:
+    """Sum over consecutive pairs of maps of the squared differences of their G.
+
+    Args:
+        student: maps (B,C_n,H,W).
+        teacher: as many, of the same widths; constants.
+        pooling: `max` or `avg`.
+        distance: `mean` over all elements, or `sum` over those of G and mean over the batch.
+
+    Returns:
+        Scalar.
+    """
+    each = []
+    for own, taught in zip(pairwise(student), pairwise(teacher), strict=True):
+        squares = (fsp_matrix(*own, pooling) - fsp_matrix(*taught, pooling)).square()
+        each.append(squares.mean() if distance == "mean" else squares.sum() / len(squares))
+    return torch.stack(each).sum()
+
+
+class FSP(Method):
+    """The flow from one stage to the next."""
+
+    def __init__(
+        self,
+        weight: float,
+        stages: Stages,
+        pooling: str,
+        distance: str,
+        training: str,
+        first_stage: Mapping[str, float],
+    ) -> None:
+        super().__init__()
+        self.weight, self.chosen, self.pooling, self.distance = weight, stages, pooling, distance
+        self.staged, self.first = training == "staged", first_stage
+
+    def prepare(self, student: Shapes, teacher: Shapes | None) -> None:
+        """Choose the maps.
+
+        Raises:
+            UserError: widths differ, or there is no second map.
+        """
+        assert teacher is not None
+        self.pairs = pairs(self.chosen, student, teacher, "fsp", stem=True)
+        if len(self.pairs) < 2:
+            raise UserError("fsp compares the flow between two stage maps, and there is only one")
+        for i, j in self.pairs:
+            own, taught = student.stages[i][0], teacher.stages[j][0]
+            if own != taught:
+                raise UserError(
+                    f"fsp needs networks of the same widths, a row and a column of its matrices being a channel: "
+                    f"stage map {i} of the student has {own} channels, {j} of the teacher {taught}"
+                )
+
+    def before(self, recipe: dict[str, Any]) -> list[Stage]:
+        """The flow alone, where training is staged."""
+        return [first_stage("flow", self.first, recipe, self.flow)] if self.staged else []
+
+    def flow(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+        """`fsp`."""
+        assert teacher is not None
+        own = [student.stages[i] for i, _ in self.pairs]
+        taught = [teacher.stages[j] for _, j in self.pairs]
+        return {"fsp": self.weight * fsp_loss(own, taught, self.pooling, self.distance)}
+
+    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+        """`fsp`; nothing in the second of two stages."""
+        return {} if self.staged else self.flow(student, teacher, batch)

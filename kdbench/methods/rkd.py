@@ -1,0 +1,69 @@
+"""Relational KD: Park, Kim, Lu & Cho, "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068).
+
+    L = CE(z_s, y) + lambda_D L_D + lambda_A L_A
+    L_D = mean_ij  h(psi_ij^s, psi_ij^t),     psi_ij = ||e_i - e_j|| / mu
+    L_A = mean_ijk h(psi_ijk^s, psi_ijk^t),   psi_ijk = cos angle(e_i - e_j, e_k - e_j)
+
+of embeddings e, the inputs of the classifiers; h is Huber's loss with delta 1, mu the mean of the distances of a batch
+that are not zero, for each network its own. The gradient goes through the student's mu, as in the authors' code.
+
+Means run over all B^2 and B^3 entries, those of equal indices (0 against 0) included, as in the authors' code,
+RepDistiller and mdistiller, whose weights 25 and 50 are the defaults. `normalize` divides the embeddings by their norm
+first, as the authors of "Knowledge Distillation Beyond Model Compression" and mmrazor do; they also count the diagonal
+in mu, which is not reproduced. Zero distances (a sample twice) have no direction: their cosines are 0.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdbench.data.batch import Batch
+from kdbench.methods.base import Method
+from kdbench.models.features import Features
+
+
+def _distances(embedding: Tensor) -> Tensor:
+    # exact, so that equal samples are at distance 0; its gradient there is 0
+    return torch.cdist(embedding, embedding, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _relative_distances(embedding: Tensor) -> Tensor:
+    distances = _distances(embedding)
+    mean = distances.sum() / (distances > 0).sum().clamp(min=1)
+    return distances / torch.where(mean > 0, mean, 1.0)
+
+
+def _cosines(embedding: Tensor) -> Tensor:
+    distances = _distances(embedding)[..., None]
+    directions = (embedding[None] - embedding[:, None]) / torch.where(distances > 0, distances, 1.0)
+    return directions @ directions.mT
+
+
+def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """L_D of embeddings (B,D) and (B,D'), the teacher's constants; a scalar."""
+    return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
+
+
+def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """L_A of embeddings (B,D) and (B,D'), the teacher's constants; a scalar. Memory B^2 (B + D + D')."""
+    return F.smooth_l1_loss(_cosines(student), _cosines(teacher))
+
+
+class RKD(Method):
+    """Distances and angles between the samples of a batch."""
+
+    per_sample = False
+
+    def __init__(self, distance_weight: float, angle_weight: float, normalize: bool) -> None:
+        super().__init__()
+        self.weights = {"distance": distance_weight, "angle": angle_weight}
+        self.normalize = normalize
+
+    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+        """`distance` and `angle`, as far as their weights are not 0."""
+        assert teacher is not None
+        own, taught = student.embedding, teacher.embedding
+        if self.normalize:
+            own, taught = F.normalize(own, dim=1), F.normalize(taught, dim=1)
+        kinds = {"distance": distance_loss, "angle": angle_loss}
+        return {name: self.weights[name] * kinds[name](own, taught) for name in kinds if self.weights[name]}

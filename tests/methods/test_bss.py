@@ -1,0 +1,325 @@
+"""BSS against the formulas of Heo et al. (AAAI 2019), written out literally in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kdbench.methods.bss import BSS, attack_classes, base_samples, boundary_samples, falling
+from kdbench.methods.kd import soft_cross_entropy
+
+
+def softmax(logits, temperature=1.0):
+    """exp(z_k / T) / sum_j exp(z_j / T) of one sample."""
+    powers = [math.exp(v / temperature) for v in logits]
+    return [v / sum(powers) for v in powers]
+
+
+def normal(seed, *shape):
+    """Standard normal float64 numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------------------- soft cross-entropy
+
+
+def literal_cross_entropy(student, teacher, temperature):
+    """- sum_k p_ik log q_ik by sample, p and q the softmax of teacher and student at T; no T^2."""
+    rows = zip(student.tolist(), teacher.tolist(), strict=True)
+    pairs = [(softmax(s, temperature), softmax(t, temperature)) for s, t in rows]
+    return [-sum(pk * math.log(qk) for pk, qk in zip(p, q, strict=True)) for q, p in pairs]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0, 20.0])
+def test_soft_cross_entropy_value_and_gradient(temperature):
+    student, teacher = 3 * normal(1, 7, 11), 3 * normal(2, 7, 11)
+    student.requires_grad_()
+    loss = soft_cross_entropy(student, teacher, temperature)
+    assert loss.tolist() == pytest.approx(literal_cross_entropy(student, teacher, temperature), abs=1e-12, rel=1e-12)
+    loss.sum().backward()
+    # d/dz_ik = (q_ik - p_ik) / T
+    expected = ((student.detach() / temperature).softmax(1) - (teacher / temperature).softmax(1)) / temperature
+    torch.testing.assert_close(student.grad, expected, rtol=0, atol=1e-12)
+
+
+def test_soft_cross_entropy_of_equal_logits_is_the_entropy():
+    uniform = torch.zeros(2, 8, dtype=torch.float64)
+    assert soft_cross_entropy(uniform, uniform, 3.0).tolist() == pytest.approx([math.log(8)] * 2, abs=1e-12)
+
+
+def test_soft_cross_entropy_of_saturated_logits_is_finite():
+    student = torch.tensor([[6e4, -6e4, 0.0]], requires_grad=True)
+    loss = soft_cross_entropy(student, torch.tensor([[-6e4, 6e4, 0.0]]), 1.0)
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(student.grad).all()
+
+
+# ------------------------------------------------------------------------------------------- weights by epoch
+
+
+def test_falling_is_the_papers_schedule():
+    # e = 1..80: 1 + 3 (1 - e/E) of the clean samples, max(2 (1 - 4/3 e/E), 0) of the boundary samples
+    for e in range(1, 81):
+        assert falling(4.0, 1.0, 1.0, e - 1, 80) == pytest.approx(1 + 3 * (1 - e / 80), abs=1e-12)
+        assert falling(2.0, 0.0, 0.75, e - 1, 80) == pytest.approx(max(2 * (1 - 4 / 3 * e / 80), 0), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "until", "epoch", "value"),
+    [(4, 1, 1, 0, 3.9625), (4, 1, 1, 79, 1), (2, 0, 0.75, 39, 2 / 3), (2, 0, 0.75, 59, 0), (2, 0, 0.75, 79, 0)],
+)
+def test_falling_at_known_epochs(start, end, until, epoch, value):
+    assert falling(start, end, until, epoch, 80) == pytest.approx(value, abs=1e-12)
+
+
+# ------------------------------------------------------------------------------------------- base samples
+
+
+def literal_base_samples(student, teacher, labels, count):
+    """Of the samples both get right, the `count` largest sum_{k != y} (p_t,k - p_s,k)^2."""
+    distance = {}
+    for i, (s, t, y) in enumerate(zip(student.tolist(), teacher.tolist(), labels.tolist(), strict=True)):
+        if s.index(max(s)) == y == t.index(max(t)):
+            pairs = enumerate(zip(softmax(s), softmax(t), strict=True))
+            distance[i] = sum((pt - ps) ** 2 for k, (ps, pt) in pairs if k != y)
+    return sorted(distance, key=distance.get, reverse=True)[:count]
+
+
+@pytest.fixture
+def classified():
+    """Logits of a student and a teacher, and labels, that agree on some of 24 samples."""
+    teacher = 2 * normal(3, 24, 5)
+    student, labels = teacher + 1.5 * normal(4, 24, 5), teacher.argmax(1)
+    labels[::5] = (labels[::5] + 1) % 5
+    return student, teacher, labels
+
+
+@pytest.mark.parametrize("count", [1, 4, 9, 20, 24])
+def test_base_samples(classified, count):
+    expected = literal_base_samples(*classified, count)
+    assert len(literal_base_samples(*classified, 24)) in range(10, 20)  # both more and fewer than the counts here
+    index, share = base_samples(*classified, count)
+    n = len(expected)
+    assert index.shape == share.shape == (count,)
+    assert index.dtype == torch.int64
+    assert sorted(index[:n].tolist()) == sorted(expected)
+    assert set(index.tolist()) == set(expected)  # the slots beyond repeat them
+    assert share.tolist() == pytest.approx([1 / n] * n + [0] * (count - n), rel=1e-6)
+
+
+def test_the_true_class_is_no_part_of_the_ranking():
+    # over k != y: 0.03 and 0.04; with k = y: 0.12 and 0.08
+    teacher = torch.tensor([[0.4, 0.2, 0.2, 0.2], [0.5, 0.3, 0.1, 0.1]], dtype=torch.float64).log()
+    student = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1]], dtype=torch.float64).log()
+    index, _ = base_samples(student, teacher, torch.zeros(2, dtype=torch.int64), 1)
+    assert index.tolist() == [1]
+
+
+def test_no_base_sample_gives_no_share():
+    logits = torch.eye(4, dtype=torch.float64)
+    wrong = torch.tensor([1, 2, 3, 0])
+    right = torch.arange(4)
+    for student, teacher in [(logits[wrong], logits), (logits, logits[wrong]), (logits[wrong], logits[wrong])]:
+        index, share = base_samples(student, teacher, right, 3)
+        assert share.tolist() == [0, 0, 0]
+        assert all(i in range(4) for i in index.tolist())
+
+
+def test_base_samples_have_no_shape_of_the_data(classified):
+    index, share = base_samples(*(t.to("meta") for t in classified), 6)
+    assert index.shape == share.shape == (6,)
+
+
+# ------------------------------------------------------------------------------------------- attack classes
+
+
+def test_attack_classes_follow_the_teacher_without_its_first_class():
+    logits, n = [1.0, 3.0, 0.0, -1.0, 2.0], 40_000
+    torch.manual_seed(5)
+    drawn = attack_classes(torch.tensor(logits, dtype=torch.float64).expand(n, -1))
+    p = softmax(logits)
+    p[1] = 0
+    expected = torch.tensor([v / sum(p) for v in p], dtype=torch.float64)
+    assert drawn.shape == (n,)
+    assert drawn.dtype == torch.int64
+    frequency = torch.bincount(drawn, minlength=5) / n
+    assert frequency[1] == 0
+    deviation = (expected * (1 - expected) / n).sqrt()
+    assert ((frequency - expected).abs() <= 5 * deviation).all()
+
+
+def test_attack_classes_of_two_are_the_other():
+    teacher = normal(6, 50, 2)
+    assert attack_classes(teacher).tolist() == (1 - teacher.argmax(1)).tolist()
+
+
+@pytest.mark.parametrize("top", [50.0, 200.0, 6e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_attack_classes_of_a_saturated_teacher(top, dtype):
+    teacher = torch.tensor([[0.0, 2.0, top, 1.0]], dtype=dtype).expand(20_000, -1)
+    torch.manual_seed(7)
+    drawn = attack_classes(teacher)
+    assert set(drawn.tolist()) == {0, 1, 3}
+    expected = torch.tensor(softmax([0.0, 2.0, -math.inf, 1.0]))
+    assert (torch.bincount(drawn, minlength=4) / len(drawn) - expected).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("low", [-200.0, -6e4])
+def test_attack_classes_far_below_the_first_are_other_classes(low):
+    teacher = torch.full((100, 6), low)
+    teacher[torch.arange(100), torch.arange(100) % 6] = -low
+    drawn = attack_classes(teacher)
+    assert ((drawn >= 0) & (drawn < 6)).all()
+    assert (drawn != teacher.argmax(1)).all()
+
+
+# ------------------------------------------------------------------------------------------- walk to the boundary
+
+MEAN, STD = np.array([0.5, 0.4, 0.3]).reshape(3, 1, 1), np.array([0.25, 0.5, 0.1]).reshape(3, 1, 1)
+SCALE = torch.from_numpy(1 / STD)[None]
+
+
+class Quadratic:
+    """Teacher whose logits are s_k = sum(w_k x_n + c_k x_n^2 / 2) of the normalised image x_n = (x - mean) / std."""
+
+    def __init__(self, classes, curvature, mean=MEAN, std=STD):
+        self.w = 0.3 * normal(8, classes, 3, 4, 4)
+        self.c = curvature * normal(9, classes, 3, 4, 4)
+        self.mean, self.std = torch.from_numpy(mean), torch.from_numpy(std)
+
+    def __call__(self, images):
+        x = ((images - self.mean) / self.std)[:, None]
+        return (self.w * x + self.c * x**2 / 2).sum((2, 3, 4))
+
+    def walk(self, image, target, steps, eta):
+        """x_n <- clip(x_n + eta (s_b - s_k + 1e-4) g / |g|), g = grad (s_k - s_b), while b is predicted."""
+        w, c, mean, std = (t.numpy() for t in (self.w, self.c, self.mean, self.std))
+        x, taken = (image - mean) / std, 0
+        base = None
+        for _ in range(steps):
+            s = [(wk * x + ck * x**2 / 2).sum() for wk, ck in zip(w, c, strict=True)]
+            base = int(np.argmax(s)) if base is None else base
+            if np.argmax(s) != base:
+                break
+            g = (w[target] + c[target] * x) - (w[base] + c[base] * x)
+            x = x + eta * (s[base] - s[target] + 1e-4) * g / np.sqrt((g**2).sum())
+            x, taken = np.clip(x, (0 - mean) / std, (1 - mean) / std), taken + 1
+        return x * std + mean, taken
+
+
+def start(score, n=12):
+    """Images in [0, 1], and for each a class that is not the first."""
+    images = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
+    logits = score(images)
+    return images, (logits.argmax(1) + 1 + torch.arange(n) % (logits.shape[1] - 1)) % logits.shape[1]
+
+
+@pytest.mark.parametrize("curvature", [0.0, 0.1])
+@pytest.mark.parametrize("step_size", [0.05, 0.3])
+def test_walk(curvature, step_size):
+    score = Quadratic(5, curvature)
+    images, target = start(score)
+    walked = boundary_samples(score, images, target, 10, step_size, SCALE)
+    pairs = zip(images.numpy(), target.tolist(), strict=True)
+    expected, taken = zip(*(score.walk(image, k, 10, step_size) for image, k in pairs), strict=True)
+    assert len(set(taken)) > 1  # samples stop at different steps
+    np.testing.assert_allclose(walked.numpy(), np.stack(expected), rtol=0, atol=1e-12)
+
+
+def test_walk_is_in_normalised_space():
+    # the same classifier on x / std, where no normalisation is left, takes the same steps: away from the limits
+    score = Quadratic(5, 0.0)
+    images, target = start(score)
+    images = 0.5 + 0.01 * (images - 0.5)
+    inside = Quadratic(5, 0.0, mean=0 * MEAN, std=1 + 0 * STD)
+    units = (images - torch.from_numpy(MEAN)) * SCALE
+    shift = 0.5 - units.mean((0, 2, 3), keepdim=True)  # to the middle of [0, 1]
+    inside.mean = shift[0]
+    unscaled = boundary_samples(inside, units + shift, target, 4, 0.02, torch.ones(1, 3, 1, 1, dtype=torch.float64))
+    walked = boundary_samples(score, images, target, 4, 0.02, SCALE)
+    assert ((unscaled > 0) & (unscaled < 1) & (walked > 0) & (walked < 1)).all()
+    assert (walked != images).any()
+    torch.testing.assert_close((walked - torch.from_numpy(MEAN)) * SCALE, unscaled - shift, rtol=0, atol=1e-12)
+
+
+def test_gap_of_a_linear_teacher_falls_until_the_boundary_is_crossed():
+    w = torch.tensor([1.0, -2.0, 2.0, 0.5], dtype=torch.float64).view(1, 1, 2, 2) / 3.2
+
+    def gap_of(images):
+        return (w * (images - 0.5)).sum((1, 2, 3))
+
+    def score(images):
+        gap = gap_of(images)
+        return torch.stack([gap, torch.zeros_like(gap)], 1)
+
+    images = 0.5 + torch.tensor([0.3, 0.1, 0.01], dtype=torch.float64).view(3, 1, 1, 1) * w.sign()
+    target, one = torch.ones(3, dtype=torch.int64), torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    norm = w.square().sum().sqrt()
+    before, crossed = images, torch.zeros(3, dtype=torch.bool)
+    for steps in range(1, 31):
+        after = boundary_samples(score, images, target, steps, 0.6, one)
+        old, new = gap_of(before), gap_of(after)
+        torch.testing.assert_close(after[crossed], before[crossed], rtol=0, atol=0)
+        assert (new[~crossed] < old[~crossed]).all()
+        expected = old - 0.6 * (old + 1e-4) * norm
+        torch.testing.assert_close(new[~crossed], expected[~crossed], rtol=0, atol=1e-12)
+        before, crossed = after, crossed | (new < 0)
+    assert crossed.all()
+    assert (gap_of(before) > -1e-4).all()  # just beyond
+
+
+@pytest.mark.parametrize("std", [STD, 1 + 0 * STD])
+def test_walk_is_clipped_to_pixels(std):
+    # a step far beyond every limit: each pixel ends at the limit its gradient points to
+    score = Quadratic(3, 0.0, std=std)
+    images, target = start(score)
+    base = score(images).argmax(1)
+    walked = boundary_samples(score, images, target, 1, 1e6, torch.from_numpy(1 / std)[None])
+    torch.testing.assert_close(walked, (score.w[target] > score.w[base]).double(), rtol=0, atol=1e-9)
+    assert walked.min() >= 0
+    assert walked.max() <= 1
+
+
+def test_no_steps_leave_the_images():
+    score = Quadratic(3, 0.0)
+    images, target = start(score)
+    torch.testing.assert_close(boundary_samples(score, images, target, 0, 0.3, SCALE), images, rtol=0, atol=1e-12)
+
+
+def test_constant_teacher_leaves_the_images():
+    def score(images):
+        return torch.tensor([2.0, 1.0, 0.0]) + 0 * images.sum((1, 2, 3))[:, None]
+
+    images, target = torch.rand(4, 3, 4, 4), torch.ones(4, dtype=torch.int64)
+    torch.testing.assert_close(boundary_samples(score, images, target, 10, 0.3, SCALE.float()), images)
+
+
+def test_walk_leaves_nothing_behind():
+    score = Quadratic(3, 0.1)
+    images, target = start(score)
+    copy = images.clone()
+    score.w.requires_grad_()
+    walked = boundary_samples(score, images, target, 3, 0.3, SCALE)
+    assert not walked.requires_grad
+    assert not images.requires_grad
+    assert score.w.grad is None
+    torch.testing.assert_close(images, copy, rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------------------------------- method
+
+
+def test_labels_keep_their_whole_weight():
+    method = BSS(
+        temperature=3.0,
+        kd_start=4.0,
+        kd_end=1.0,
+        attack_start=2.0,
+        attack_until=0.75,
+        attack_fraction=0.25,
+        steps=10,
+        step_size=0.3,
+    )
+    assert method.label_weight == 1
