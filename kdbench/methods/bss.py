@@ -16,8 +16,9 @@ of 256, where there are more those on which the networks differ most, hence `att
 
 Departures: the walk is in the teacher's normalised space, as there, but the clip is to the true range of pixels in each
 channel (there: to [-2.5, 2.5] in all). The batch of attacked images has a fixed size, so nothing waits for the device:
-where fewer qualify, some come twice, with no weight, and their batch statistics count twice. All 10 steps are always
-made; samples that have crossed stay. The optimiser is not made anew when the learning rate drops.
+where fewer qualify, some come twice, with no weight, and count twice in the student's batch statistics; where none
+does, others take their places there. All 10 steps are always made; samples that have crossed stay. The optimiser is
+not made anew when the learning rate drops.
 Cost: 10 forward and backward passes of the teacher for a quarter of the batch, until three quarters of the training.
 """
 
@@ -58,7 +59,7 @@ def base_samples(student: Tensor, teacher: Tensor, labels: Tensor, count: int) -
 
     Returns:
         Indices (count,), and their weights (count,): 1/n in the n slots that are needed and 0 in the others, which
-        repeat the first ones.
+        repeat the first ones; where no sample qualifies, `count` others, all with weight 0.
     """
     right = (teacher.argmax(1) == labels) & (student.argmax(1) == labels)
     squares = (teacher.softmax(1) - student.softmax(1)).square()
@@ -66,7 +67,7 @@ def base_samples(student: Tensor, teacher: Tensor, labels: Tensor, count: int) -
     order = torch.where(right, difference, -1.0).argsort(descending=True, stable=True)
     needed = right.sum().clamp(max=count)
     slots = torch.arange(count, device=labels.device)
-    index = order[slots % needed.clamp(min=1)]
+    index = order[slots % torch.where(needed > 0, needed, count)]
     return index, (slots < needed).to(student.dtype) / needed.clamp(min=1)
 
 

@@ -17,11 +17,12 @@ def pairs(stages: Stages, student: Shapes, teacher: Shapes, method: str, stem: b
 
     Args:
         stages: indices from 0, the stem, negative ones counted from the deepest; one for both networks, or
-            `[student, teacher]`. None: all, aligned at the deepest, as many as both networks have.
+            `[student, teacher]`. None: all after the first, aligned at the deepest, as many as both networks have;
+            of a network with one map, that one.
         student: shapes of the student's features.
         teacher: shapes of the teacher's.
         method: for the messages.
-        stem: whether None includes the first map.
+        stem: whether None includes the first map too.
 
     Raises:
         UserError: a network without maps, or an index that is not there.
@@ -36,7 +37,7 @@ def pairs(stages: Stages, student: Shapes, teacher: Shapes, method: str, stem: b
     found = []
     for entry in stages:
         both = entry if isinstance(entry, Sequence) else (entry, entry)
-        if len(both) != 2 or not all(isinstance(i, int) for i in both):
+        if len(both) != 2 or not all(type(i) is int for i in both):
             raise UserError(f"{method}.stages={list(stages)} is not allowed: an index, or [student, teacher], for each")
         for i, size, who in zip(both, sizes, ("student", "teacher"), strict=True):
             if not -size <= i < size:

@@ -231,8 +231,8 @@ def test_walk(curvature, step_size):
 def test_walk_is_in_normalised_space():
     # the same classifier on x / std, where no normalisation is left, takes the same steps: away from the limits
     score = Quadratic(5, 0.0)
-    images, target = start(score)
-    images = 0.5 + 0.01 * (images - 0.5)
+    images = 0.5 + 0.01 * (start(score)[0] - 0.5)
+    target = (score(images).argmax(1) + 1) % 5
     inside = Quadratic(5, 0.0, mean=0 * MEAN, std=1 + 0 * STD)
     units = (images - torch.from_numpy(MEAN)) * SCALE
     shift = 0.5 - units.mean((0, 2, 3), keepdim=True)  # to the middle of [0, 1]
