@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.optim import Optimizer
 
 from kdbench import config, loggers
 from kdbench.console import speak
@@ -26,6 +27,17 @@ from kdbench.screen import Screen
 from kdbench.teachers import sizes_of
 
 
+def bare_step(method: Method, optimizers: list[Optimizer], batch: Batch, engine: pl.Trainer) -> None:
+    """Forward, backward and update, and nothing else."""
+    with engine.precision_plugin.forward_context():
+        loss = torch.stack(list(method.terms(batch).values())).sum()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
 class BareLoop(pl.Callback):
     """After each epoch, times as many steps of a bare loop: teacher forward, student forward and backward, step.
 
@@ -36,17 +48,14 @@ class BareLoop(pl.Callback):
 
     def __init__(self, method: Method, batch_size: int, channels: int, side: int) -> None:
         self.method = method
-        self.shape = (batch_size, channels, side, side)
+        self.shape = (batch_size, channels, side)
         self.seconds: list[float] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Place networks and batch."""
         device = trainer.strategy.root_device
         self.method.to(device)
-        images = torch.rand(self.shape, device=device).contiguous(memory_format=torch.channels_last)
-        classes = self.method.student.shapes.num_classes
-        index = torch.arange(len(images), device=device)
-        self.batch = Batch(images, index % classes, index)
+        self.batch = resident_batch(*self.shape, self.method.student.shapes.num_classes, device)
         self.optimizers, _ = self.method.configure_optimizers()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -56,13 +65,7 @@ class BareLoop(pl.Callback):
             self.optimizers, _ = self.method.configure_optimizers()
         start = time.perf_counter()
         for _ in range(int(trainer.num_training_batches)):
-            with trainer.precision_plugin.forward_context():
-                loss = torch.stack(list(self.method.terms(self.batch).values())).sum()
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
-            loss.backward()
-            for optimizer in self.optimizers:
-                optimizer.step()
+            bare_step(self.method, self.optimizers, self.batch, trainer)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self.seconds.append(time.perf_counter() - start)
@@ -110,8 +113,8 @@ def measure(cfg: dict[str, Any], rounds: int, steps: int) -> dict[str, Any]:
     preflight(cfg)
     data = data_of(cfg).prepare()
     steps = min(steps, data.train_size // data.batch_size)
-    method = _untrained(cfg)
-    bare = BareLoop(_untrained(cfg), data.batch_size, data.in_chans, data.image_size)
+    method = untrained(cfg)
+    bare = BareLoop(untrained(cfg), data.batch_size, data.in_chans, data.image_size)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(identify(cfg, fingerprint=None, teacher=None), Path(folder))
         run.checkpoints.mkdir(parents=True)
@@ -139,8 +142,16 @@ def measure(cfg: dict[str, Any], rounds: int, steps: int) -> dict[str, Any]:
     }
 
 
-def _untrained(cfg: dict[str, Any]) -> Method:
+def untrained(cfg: dict[str, Any]) -> Method:
+    """The method with networks of random weights."""
     return assemble(cfg, untaught(cfg), sizes_of(cfg["dataset"]))
+
+
+def resident_batch(count: int, channels: int, side: int, classes: int, device: torch.device) -> Batch:
+    """A batch of noise, with all classes in turn."""
+    images = torch.rand(count, channels, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    index = torch.arange(count, device=device)
+    return Batch(images, index % classes, index)
 
 
 def main(overrides: list[str], rounds: int, steps: int, json_path: str | None) -> int:

@@ -1,6 +1,7 @@
 """`kdbench ls | doctor | bench`. Imports torch only where a command needs it."""
 
 import argparse
+import os
 import re
 import sys
 
@@ -60,7 +61,13 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Time a configuration against a bare loop."""
+    """Time a configuration against a bare loop, or methods against each other."""
+    if args.methods:
+        # the profiler that counts memory is talkative; both are read when torch is imported
+        os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        from kdbench import costs
+
+        return costs.main(args.overrides, args.methods.split(","), args.rounds, args.steps, args.json)
     from kdbench import bench
 
     return bench.main(args.overrides, rounds=args.rounds, steps=args.steps, json_path=args.json)
@@ -79,6 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("overrides", nargs="*", help="as for kdbench-train, e.g. method=kd dataset=fake")
     command.add_argument("--rounds", type=int, default=5, help="timed pairs of epoch and loop (default 5)")
     command.add_argument("--steps", type=int, default=20, help="steps in an epoch, at most (default 20)")
+    command.add_argument("--methods", help="compare the steps of these methods with the first's instead: kd,rkd,bss")
     command.add_argument("--json", help="also write the figures to this file")
     command.set_defaults(run=bench)
     args = parser.parse_args(argv)

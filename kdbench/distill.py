@@ -78,7 +78,7 @@ def distill(run: Run, cfg: dict[str, Any], role: str, conduct: Callable[[dict[st
         raise
     finally:
         done = run.result() or {}
-        mirror.finish({key: done[key] for key in ("test", "val", "cost", "teacher") if done.get(key)}, code)
+        mirror.finish({key: done[key] for key in ("test", "members", "val", "cost", "teacher") if done.get(key)}, code)
     log.info("%s: test accuracy %.2f %%", run.name, 100 * result["test"]["accuracy"])
 
 

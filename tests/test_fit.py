@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from kdbench.config import options
+
 READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__")
 
 
@@ -28,14 +30,15 @@ def test_an_epoch_reads_no_more_from_the_device_for_having_more_steps(tiny, monk
 
 
 @pytest.mark.gpu
-def test_a_cuda_step_does_not_synchronise():
-    from tests.test_conformance import batch_of, method_of
+@pytest.mark.parametrize("name", options("method"))
+def test_a_cuda_step_does_not_synchronise(name):
+    from tests.test_conformance import batch_of, method_of, step
 
-    method = method_of("kd").to("cuda")
+    method = method_of(name).to("cuda")
     batch = batch_of(device="cuda")
-    method.training_step(batch, 0).backward()
+    step(method, batch).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        method.training_step(batch, 1).backward()
+        step(method, batch).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
