@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdbench import config
-from kdbench.errors import UserError
+from kdbench.errors import RunFailed, UserError
 from kdbench.models.catalogue import NETWORKS
 
 _PLURALS = {
@@ -73,6 +73,14 @@ def bench(args: argparse.Namespace) -> int:
     return bench.main(args.overrides, rounds=args.rounds, steps=args.steps, json_path=args.json)
 
 
+def controls(args: argparse.Namespace) -> int:
+    """Run a method against its controls."""
+    from kdbench import controls
+
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    return controls.main(args.overrides, seeds, args.json)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="kdbench", description="Look around kdbench; kdbench-train runs.")
@@ -89,12 +97,17 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--methods", help="compare the steps of these methods with the first's instead: kd,rkd,bss")
     command.add_argument("--json", help="also write the figures to this file")
     command.set_defaults(run=bench)
+    command = commands.add_parser("controls", help="run a method and what it must beat, and say whether it does")
+    command.add_argument("overrides", nargs="*", help="as for kdbench-train, e.g. method=skd dataset=mnist5k")
+    command.add_argument("--seeds", default="0,1,2", help="of the students (default 0,1,2)")
+    command.add_argument("--json", help="also write the figures to this file")
+    command.set_defaults(run=controls)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)
-    except UserError as error:
+    except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     return code
 
 

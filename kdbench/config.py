@@ -51,8 +51,18 @@ def register() -> None:
 
 
 def _added() -> list[str]:
-    """Methods whose loss can be added to another's: those that need no step of their own."""
-    return [name for name in options("method") if name != "ce" and "step" not in content(f"method/{name}")["needs"]]
+    """Methods whose loss can be added to another's: those that need neither a step nor a teacher of their own."""
+    return [name for name in options("method") if name != "ce" and not {"step", "self"} & set(needs(name))]
+
+
+def needs(method: str) -> list[str]:
+    """What the runner must provide for a method.
+
+    `teacher`; `self`, the teacher being of the student's kind; `step`, the method makes the training step itself;
+    `synthetic`, the answers of a network trained on synthetic data.
+    """
+    found: list[str] = content(f"method/{method}")["needs"]
+    return found
 
 
 def content(option: str) -> dict[str, Any]:
@@ -209,6 +219,8 @@ def check(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
                 raise UserError(refused[-1])
     if refused:
         raise UserError(refused[0])
+    if "self" in plain["method"]["needs"]:
+        plain["teacher"] |= plain["student"]
     return plain
 
 
@@ -288,7 +300,8 @@ def explain(error: Exception, overrides: list[str] | None = None) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         if group == "plus" and option in options("method"):
-            why = "it adds no loss" if option == "ce" else "it makes the training step itself"
+            why = "it makes the training step itself" if "step" in needs(option) else "it has a teacher of its own"
+            why = "it adds no loss" if option == "ce" else why
             return f"plus=[{option}] is not possible: {why}; use method={option}, which takes plus=[...] itself"
         found = error.options or (_added() if group == "plus" else [])
         known = [name for name in found if not name.startswith("_")]

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from hydra.utils import get_class
 
-from kdbench import loggers, teachers, weights
+from kdbench import lightweight, loggers, teachers, weights
 from kdbench.data.module import DataModule
 from kdbench.data.streams import derive
 from kdbench.files import digest, write_json
 from kdbench.fit import fit, score, trainer
 from kdbench.methods.base import Method
 from kdbench.methods.ce import CE
+from kdbench.methods.lwkd import Bank
 from kdbench.models.build import build
 from kdbench.models.cost import flops, parameters
 from kdbench.models.features import Network
@@ -38,8 +39,11 @@ def distill(run: Run, cfg: dict[str, Any], role: str, conduct: Callable[[dict[st
     if teacher_id := run.identity.facts["teacher"]:
         taught = teachers.obtain(cfg, teacher_id, conduct, sizes)
         taught = _measured(taught, data, cfg, run)
+    bank, bank_seconds = None, None
+    if lightweight.needed(cfg):
+        bank, bank_seconds = lightweight.bank_of(cfg, conduct)
     screen = Screen(run.name, cfg["trainer"]["progress"])
-    method = assemble(cfg, taught, sizes)
+    method = assemble(cfg, taught, sizes, bank)
     log.info(
         "%s: %d training images (the last partial batch of an epoch is dropped), %d validation, %d test",
         run.name, data.train_size, data.val_size, data.test_size,
@@ -50,7 +54,7 @@ def distill(run: Run, cfg: dict[str, Any], role: str, conduct: Callable[[dict[st
         measured = fit(method, data, run, cfg, mirror, screen)
         weights.save(run.weights, method.export(), {"name": cfg["student"]["name"], "run": run.id})
         measured["cost"] |= {
-            "teacher_seconds": taught.seconds if taught else None,
+            "teacher_seconds": _total(taught.seconds if taught else None, bank_seconds),
             "parameters": parameters(method.student.net),
             "extra_parameters": method.extra_parameters(),
             "flops": flops(method.student, data.in_chans, data.image_size),
@@ -82,6 +86,11 @@ def distill(run: Run, cfg: dict[str, Any], role: str, conduct: Callable[[dict[st
     log.info("%s: test accuracy %.2f %%", run.name, 100 * result["test"]["accuracy"])
 
 
+def _total(*seconds: float | None) -> float | None:
+    known = [each for each in seconds if each is not None]
+    return sum(known) if known else None
+
+
 def data_of(cfg: dict[str, Any]) -> DataModule:
     """The data of a configuration, checked but not yet loaded."""
     return DataModule(cfg["dataset"], cfg["imbalance"], cfg["noise"], cfg["recipe"]["batch_size"], cfg["seed"])
@@ -106,8 +115,13 @@ def untaught(cfg: dict[str, Any]) -> teachers.Taught | None:
     return teachers.Taught(network, cfg["teacher"]["name"], "untrained", None, None)
 
 
-def assemble(cfg: dict[str, Any], taught: teachers.Taught | None, sizes: teachers.Sizes) -> Method:
-    """Build the student and the method around it, each from a random stream of its own."""
+def assemble(
+    cfg: dict[str, Any], taught: teachers.Taught | None, sizes: teachers.Sizes, bank: Bank | None = None
+) -> Method:
+    """Build the student and the method around it, each from a random stream of its own.
+
+    Without `bank`, a method that needs one gets a bank of nothing.
+    """
 
     def network(stream: str, *number: int, name: str | None = None) -> Network:
         torch.manual_seed(derive(cfg["seed"], stream, *number))
@@ -121,7 +135,10 @@ def assemble(cfg: dict[str, Any], taught: teachers.Taught | None, sizes: teacher
     torch.manual_seed(derive(cfg["seed"], "method"))
     plus = {name: _method(node) for name, node in cfg["plus"].items()}
     teacher = taught.network if taught else None
-    method = _method(cfg["method"]).attach(student, teacher, plus, cfg["recipe"], another)
+    method = _method(cfg["method"])
+    if lightweight.needed(cfg):
+        method.bank = bank or Bank(torch.zeros(sizes.num_classes, sizes.num_classes), torch.arange(sizes.num_classes))
+    method.attach(student, teacher, plus, cfg["recipe"], another, cfg["teacher"]["shuffle"])
     method.to(memory_format=torch.channels_last)
     if cfg["trainer"]["compile"]:
         for module in method.modules():

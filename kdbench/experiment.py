@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from kdbench import loggers, teachers
+from kdbench import lightweight, loggers, teachers
 from kdbench.console import speak
 from kdbench.data import imbalance, noise, sources
 from kdbench.errors import RunFailed, UserError
@@ -63,6 +63,8 @@ def preflight(cfg: dict[str, Any]) -> None:
     if (name := cfg["method"]["name"]) in cfg["plus"]:
         raise UserError(f"plus=[{name}] is not possible: it is the method already")
     sources.check(cfg["dataset"])
+    if lightweight.needed(cfg):
+        lightweight.check(cfg)
     imbalance.check(cfg["imbalance"])
     noise.check(cfg["noise"])
     _check_recipe(cfg["recipe"], "recipe")
@@ -90,6 +92,8 @@ def _check_recipe(recipe: dict[str, Any], key: str) -> None:
     drops, warmup, epochs = recipe["drops"], recipe["warmup_epochs"], recipe["epochs"]
     if not all(isinstance(drop, int | float) and 0 < drop < 1 for drop in drops):
         raise UserError(f"{key}.drops={drops} is not allowed: fractions of the training, each in (0, 1)")
+    if recipe["stop_after"] is not None and recipe["stop_after"] > epochs:
+        raise UserError(f"{key}.stop_after={recipe['stop_after']} is not allowed: {key}.epochs={epochs} is less")
     if warmup >= epochs:
         raise UserError(f"{key}.warmup_epochs={warmup} is not allowed: it must be < {key}.epochs={epochs}")
 
@@ -97,5 +101,7 @@ def _check_recipe(recipe: dict[str, Any], key: str) -> None:
 def run_of(cfg: dict[str, Any]) -> Run:
     """The run that a configuration means."""
     teacher = teachers.identity(cfg, run_of) if needs_teacher(cfg) else None
+    light = run_of(lightweight.own_config(cfg)).id if lightweight.needed(cfg) else None
     fingerprint = sources.fingerprint(cfg["dataset"])
-    return Run(identify(cfg, fingerprint=fingerprint, teacher=teacher), Path(cfg["outputs"]))
+    identity = identify(cfg, fingerprint=fingerprint, teacher=teacher, lightweight=light)
+    return Run(identity, Path(cfg["outputs"]))

@@ -133,6 +133,7 @@ class History(pl.Callback):
         self.run, self.data, self.mirror, self.screen, self.test_every = run, data, mirror, screen, test_every
         self.seconds = 0.0
         self.images = 0
+        self.warned = False
         self.best_on_test: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,6 +170,11 @@ class History(pl.Callback):
         self.images += pl_module.meter.steps * self.data.batch_size
         row: dict[str, Any] = {"epoch": epoch, "stage": pl_module.stage.name, "train/loss": sum(losses.values())}
         row |= {f"train/{name}": value for name, value in losses.items()}
+        watched = pl_module.watch.means(epoch)
+        row |= {f"watch/{name}": value for name, value in watched.items()}
+        if not self.warned and (warning := pl_module.review(watched)):
+            log.warning("%s, epoch %d: %s", self.run.name, epoch + 1, warning)
+            self.warned = True
         if self.data.val_size:
             row |= {f"val/{key}": value for key, value in score_student(trainer, pl_module, self.validation).items()}
         if self.test_every and (epoch + 1) % self.test_every == 0:
@@ -238,7 +244,8 @@ def fit(
     method.to(device)
     scores = score(engine, method, data.test_dataloader(), method.predictions)
     test = scores["student"]
-    last = list(read_lines(run.metrics))[-1]
+    rows = list(read_lines(run.metrics))
+    last = rows[-1] if rows else {}  # none where recipe.stop_after is 0
     validated = {key[4:]: value for key, value in last.items() if key.startswith("val/")}
     best = history.best_on_test or {"accuracy": None, "epoch": None}
     return {

@@ -1,6 +1,6 @@
 """Optimiser and learning-rate schedule of a recipe, from torch's own parts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,12 +15,22 @@ from torch.optim.lr_scheduler import (
 )
 
 
-def build(recipe: dict[str, Any], parameters: Iterable[nn.Parameter]) -> tuple[Optimizer, LRScheduler]:
+def build(
+    recipe: dict[str, Any], parameters: Iterable[nn.Parameter], slower: Sequence[tuple[nn.Module, float]] = ()
+) -> tuple[Optimizer, LRScheduler]:
     """Optimiser and the schedule that is stepped once after every epoch.
 
     The drops of `schedule: step` are fractions of the training, so a shortened recipe keeps its proportions.
+
+    Args:
+        recipe: the `recipe` group.
+        parameters: to be trained.
+        slower: modules among them whose learning rate is a multiple of the recipe's, with that multiple.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    apart = {id(parameter) for module, _ in slower for parameter in module.parameters()}
+    rest = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in apart]
+    trained = [{"params": rest}]
+    trained += [{"params": list(module.parameters()), "lr": factor * recipe["lr"]} for module, factor in slower]
     optimizer: Optimizer
     if recipe["optimizer"] == "sgd":
         optimizer = SGD(

@@ -44,13 +44,16 @@ def needs_teacher(cfg: dict[str, Any]) -> bool:
     return any("teacher" in part["needs"] for part in (cfg["method"], *cfg["plus"].values()))
 
 
-def identify(cfg: dict[str, Any], *, fingerprint: str | None, teacher: str | None) -> Identity:
+def identify(
+    cfg: dict[str, Any], *, fingerprint: str | None, teacher: str | None, lightweight: str | None = None
+) -> Identity:
     """Identity of a configuration.
 
     Args:
         cfg: the checked configuration.
         fingerprint: of an image tree, instead of its path.
         teacher: id of the teacher's own run, or hash of its checkpoint; None where no loss needs one.
+        lightweight: id of the run of the network that answers for synthetic images; None where no loss needs one.
     """
 
     def facts_of(group: str, node: dict[str, Any]) -> dict[str, Any]:
@@ -70,6 +73,10 @@ def identify(cfg: dict[str, Any], *, fingerprint: str | None, teacher: str | Non
         "max_batches": cfg["trainer"]["max_batches"],
         "seed": cfg["seed"],
     }
+    if teacher and cfg["teacher"]["shuffle"] != "none":
+        facts["shuffle"] = cfg["teacher"]["shuffle"]
+    if lightweight:
+        facts["lightweight"] = lightweight
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     words = ["+".join([cfg["method"]["name"], *sorted(cfg["plus"])])]
     words += [cfg["teacher"]["name"]] if teacher else []

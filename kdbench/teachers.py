@@ -105,7 +105,20 @@ def obtain(cfg: dict[str, Any], identity: str, conduct: Callable[[dict[str, Any]
     teacher = cfg["teacher"]
     if teacher["checkpoint"]:
         return Taught(_from_file(teacher, sizes), teacher["name"], identity, None, None)
-    run = conduct(own_config(cfg), "teacher")
+    return from_run(conduct(own_config(cfg), "teacher"), teacher, sizes)
+
+
+def from_run(run: Run, teacher: dict[str, Any], sizes: Sizes) -> Taught:
+    """The network that a finished run has trained.
+
+    Args:
+        run: finished.
+        teacher: its `source` and `name`.
+        sizes: of the data.
+
+    Raises:
+        UserError: its weights are damaged.
+    """
     result = run.result()
     assert result is not None
     if digest(run.weights) != result["weights_sha256"]:

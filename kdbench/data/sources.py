@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdbench.data import embedded, folder, synthetic
+from kdbench.data import embedded, folder, synmnist, synthetic
 from kdbench.data.batch import Images
 from kdbench.errors import UserError
 
@@ -21,7 +21,7 @@ ARCHIVES = {
 }
 # sources that are trees of image files, and where the tree lies in the data root, if not in the root itself
 TREES = {"imagefolder": ".", "imagenet": "imagenet", "tinyimagenet": "tiny-imagenet-200"}
-SOURCES = tuple(sorted({*embedded.FILES, "fake", *ARCHIVES, *TREES}))
+SOURCES = tuple(sorted({*embedded.FILES, "fake", "synmnist", *ARCHIVES, *TREES}))
 
 
 def data_root(dataset: dict) -> Path:
@@ -45,6 +45,8 @@ def check(dataset: dict) -> int:
     if source not in SOURCES:
         raise UserError(f"dataset.source={source}: must be one of {', '.join(SOURCES)}")
     _check_options(dataset)
+    if source == "synmnist" and not dataset["tree"]:
+        _check_synmnist(dataset)
     if source in ARCHIVES and not dataset["tree"]:
         root = data_root(dataset)
         if not (root / ARCHIVES[source]).exists() and not (source in TREES and (root / "train").is_dir()):
@@ -83,6 +85,25 @@ def _check_options(dataset: dict) -> None:
         values = dataset[key]
         if len(values) not in (1, channels):
             raise UserError(f"dataset.{key}={values}: must have 1 or dataset.channels={channels} values")
+
+
+def _check_synmnist(dataset: dict) -> None:
+    size, num_classes = dataset["image_size"], dataset["num_classes"]
+    count = synmnist.length(num_classes)
+    if size < (least := count * synmnist.MIN_CELL):
+        shown = "1 digit needs" if count == 1 else f"{count} digits side by side need"
+        raise UserError(
+            f"dataset.image_size={size}: {shown} at least {least} pixels (dataset.num_classes={num_classes})"
+        )
+    for key in ("num_train", "num_test"):
+        if dataset[key] < num_classes:
+            raise UserError(f"dataset.{key}={dataset[key]}: must be >= dataset.num_classes={num_classes}")
+    place, root = ARCHIVES["mnist"], data_root(dataset)
+    if dataset["digits"] == "mnist" and not (root / place).exists():
+        raise UserError(
+            f"dataset.digits=mnist: no {place} in {root}; a run with dataset=mnist dataset.download=true fetches it, "
+            "dataset.root=PATH (or the environment variable KDBENCH_DATA) says where it is"
+        )
 
 
 def _check_classes(dataset: dict, classes: tuple[str, ...]) -> None:
@@ -228,8 +249,13 @@ def _load(dataset: dict) -> tuple[Images, Images]:
     if source in embedded.FILES:
         return embedded.load(source)
     if source == "fake":
-        keys = ("num_train", "num_test", "num_classes", "image_size", "channels", "seed")
+        keys: tuple[str, ...] = ("num_train", "num_test", "num_classes", "image_size", "channels", "seed")
         return synthetic.load(*(dataset[key] for key in keys))
+    if source == "synmnist":
+        keys = ("num_train", "num_test", "num_classes", "image_size", "channels", "seed", "map_seed", "digits")
+        numbers, held = synmnist.load(*(dataset[key] for key in keys), data_root(dataset))
+        # loaders take a test set as it is, and torch warns of read-only arrays
+        return numbers, held._replace(images=held.images.copy(), labels=held.labels.copy())
     from kdbench.data import torchvision_sets
 
     return torchvision_sets.load(source, data_root(dataset))

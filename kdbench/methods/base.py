@@ -41,9 +41,14 @@ class Teacher(nn.Module):
 
 
 class Meter:
-    """Sums of named scalars over an epoch, kept where they are computed: one host sync an epoch, none a step."""
+    """Sums of named scalars over an epoch, kept where they are computed: one host sync an epoch, none a step.
 
-    def __init__(self) -> None:
+    Args:
+        what: the scalars are, for the message.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
         self.names: list[str] = []
         self.steps = 0
 
@@ -72,7 +77,7 @@ class Meter:
         sums, finite = torch.stack([self._sums, self._finite_steps]).tolist()
         for name, count in zip(self.names, finite, strict=True):
             if count < self.steps:
-                raise NonFiniteLoss(f"loss term {name!r} is not finite at epoch {epoch}, step {int(count)}")
+                raise NonFiniteLoss(f"{self.what} {name!r} is not finite at epoch {epoch}, step {int(count)}")
         return {name: total / self.steps for name, total in zip(self.names, sums, strict=True)}
 
     def reset(self) -> None:
@@ -116,6 +121,25 @@ def first_stage(name: str, how: Mapping[str, Any], recipe: dict[str, Any], losse
     return Stage(name, {**recipe, **changed}, losses)
 
 
+def shuffled(features: Features, labels: Tensor, how: str) -> Features:
+    """What a network says of other images of the batch: a control.
+
+    Args:
+        features: of a batch.
+        labels: (B,).
+        how: `none`, `batch` (a random permutation) or `class` (one that keeps to the images of the same label).
+    """
+    if how == "none":
+        return features
+    noise = torch.rand(labels.shape, dtype=torch.float64, device=labels.device)
+    if how == "batch":
+        order = noise.argsort()
+    else:
+        # sorted by label, once at random within a label and once not: what stands in the same place is exchanged
+        order = torch.empty_like(labels).scatter(0, labels.argsort(stable=True), (labels + noise).argsort())
+    return Features([maps[order] for maps in features.stages], features.embedding[order], features.logits[order])
+
+
 def exact(tensor: Tensor) -> torch.autocast:
     """A context in which autocast is off, for losses."""
     return torch.autocast(tensor.device.type, enabled=False)
@@ -136,7 +160,9 @@ class Method(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.label_weight = 1.0  # of the cross-entropy on the labels
-        self.meter = Meter()
+        self.meter = Meter("loss term")
+        self.watch = Meter("watched value")
+        self.notes: dict[str, Tensor] = {}  # scalars of a step that are recorded and not minimised
         self.plus = nn.ModuleDict()
         self.pace = Pace(0, 1)
         self.stages: list[Stage] = []
@@ -156,6 +182,18 @@ class Method(pl.LightningModule):
         """Named losses beside the cross-entropy on the labels, each already weighted; float32 scalars."""
         raise NotImplementedError
 
+    def slower(self) -> list[tuple[nn.Module, float]]:
+        """Train-only modules whose learning rate is a multiple of the recipe's, with that multiple."""
+        return []
+
+    def transform(self, teacher: Features, batch: Batch) -> Features:
+        """What the method, and all losses added to it, take for the teacher's answer."""
+        return teacher
+
+    def review(self, watched: Mapping[str, float]) -> str | None:
+        """A warning about an epoch's means of `notes`, if there is reason for one."""
+        return None
+
     def predictions(self, images: Tensor) -> dict[str, Tensor]:
         """Logits (B,K) of the student (`student`, the headline) and of whatever else is trained to classify."""
         return {"student": self(images)}
@@ -169,6 +207,7 @@ class Method(pl.LightningModule):
         plus: Mapping[str, "Method"] | None = None,
         recipe: dict[str, Any] | None = None,
         another: Callable[[str | None, int], Network] | None = None,
+        shuffle: str = "none",
     ) -> Self:
         """Give the method its networks, the losses added to it and its recipe; returns itself.
 
@@ -181,13 +220,14 @@ class Method(pl.LightningModule):
             recipe: the `recipe` group; None where nothing will be trained.
             another: `another(name, number)` makes one more network for the same data, of the student's kind for
                 None, from the random stream of that number.
+            shuffle: of the teacher's answers, as `shuffled`.
 
         Raises:
             UserError: the method, or one added to it, cannot work with these networks or with each other.
         """
         self.student = student
         object.__setattr__(self, "teacher", None if teacher is None else Teacher(teacher))
-        self.another = another
+        self.another, self.shuffle = another, shuffle
         self.plus.update(plus or {})
         for part in self._parts():
             part.prepare(student.shapes, teacher.shapes if teacher else None)
@@ -218,8 +258,10 @@ class Method(pl.LightningModule):
 
     @property
     def epochs(self) -> int:
-        """Epochs of all stages."""
-        return sum(stage.recipe["epochs"] for stage in self.stages)
+        """Epochs of all stages, the last one up to `stop_after`."""
+        whole = sum(stage.recipe["epochs"] for stage in self.stages)
+        last = self.stages[-1].recipe
+        return whole if last["stop_after"] is None else whole - last["epochs"] + last["stop_after"]
 
     def enter(self, epoch: int) -> bool:
         """Set stage and pace for an epoch, counted from 0 over all stages; returns whether the stage changed."""
@@ -235,7 +277,8 @@ class Method(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimiser for the student and every train-only module; the schedule steps once an epoch."""
-        optimizer, schedule = optim.build(self.stage.recipe, self.parameters())
+        slower = [pair for part in self._parts() for pair in part.slower()]
+        optimizer, schedule = optim.build(self.stage.recipe, self.parameters(), slower)
         return [optimizer], [schedule]
 
     # ---------------------------------------------------------------- the step
@@ -247,14 +290,18 @@ class Method(pl.LightningModule):
     def weigh(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
         """The losses of the current stage, in float32."""
         with exact(batch.images):
-            return self.stage.losses(student.float(), None if teacher is None else teacher.float(), batch)
+            if teacher is not None:
+                teacher = shuffled(teacher.float(), batch.labels, self.shuffle)
+            return self.stage.losses(student.float(), teacher, batch)
 
     def all_losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
         """Losses of the recipe's own epochs: `ce`, the method's, and `plus_<name>` for added ones."""
         terms = {"ce": self.label_weight * F.cross_entropy(student.logits, batch.labels)}
+        teacher = None if teacher is None else self.transform(teacher, batch)
         terms |= self.losses(student, teacher, batch)
         for name, part in self.plus.items():
-            added = part.losses(student, teacher, batch)  # type: ignore[operator]
+            seen = None if teacher is None else part.transform(teacher, batch)  # type: ignore[operator]
+            added = part.losses(student, seen, batch)  # type: ignore[operator]
             terms |= {f"plus_{name}" if key == name else f"plus_{name}_{key}": added[key] for key in added}
         return terms
 
@@ -262,9 +309,18 @@ class Method(pl.LightningModule):
         """All weighted losses of a batch by name."""
         return self.weigh(*self.forwards(batch.images), batch)
 
+    def tally(self, terms: Mapping[str, Tensor]) -> None:
+        """Add a step's terms and notes to the epoch's means."""
+        self.meter.update(terms)
+        notes = dict(self.notes)
+        for name, part in self.plus.items():
+            notes |= {f"plus_{name}_{key}": note for key, note in part.notes.items()}  # type: ignore[union-attr,operator]
+        if notes:
+            self.watch.update(notes)
+
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Sum of the terms, which are also counted."""
-        self.meter.update(terms)
+        self.tally(terms)
         return torch.stack(list(terms.values())).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
@@ -274,6 +330,7 @@ class Method(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Start the epoch's means."""
         self.meter.reset()
+        self.watch.reset()
 
     def extra_parameters(self) -> int:
         """Number of parameters that are trained beside the student and never exported."""

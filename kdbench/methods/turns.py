@@ -56,7 +56,7 @@ class InTurns(Method):
             self.manual_backward(torch.stack(list(terms.values())).sum())
             optimizer.step()
             made |= terms
-        self.meter.update(made)
+        self.tally(made)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Step the schedules after the last batch of an epoch, as Lightning does for the other methods."""

@@ -7,6 +7,9 @@ from datatools import CONF, group
 from kdbench.data import sources
 
 FILES = sorted(f for g in ("dataset", "noise", "imbalance") for f in (CONF / g).glob("*.yaml"))
+# keys of one data set alone
+EXTRA = {"fake": {"num_train", "num_test", "seed"}}
+EXTRA["synmnist"] = EXTRA["fake"] | {"digits", "map_seed"}
 DATASETS = [f.stem for f in FILES if f.parent.name == "dataset" and not f.stem.startswith("_")]
 TYPE = r"(int|float|bool|str|list)( (>=? -?[\d.]+|in [\[(]-?[\d.]+, -?[\d.]+[\])]))?"
 RULE = rf"({TYPE}|[\w.]+(\|[\w.]+)+)( or null)?"
@@ -27,8 +30,7 @@ def test_every_data_set_composes_with_the_same_keys(name):
     config = group("dataset", name)
     assert config["name"] == name
     assert config["source"] in sources.SOURCES
-    extra = {"num_train", "num_test", "seed"} if name == "fake" else set()
-    assert set(config) == set(group("dataset", "cifar100")) | extra
+    assert set(config) == set(group("dataset", "cifar100")) | EXTRA.get(name, set())
     assert len(config["mean"]) == len(config["std"])
     assert len(config["mean"]) in (1, config["channels"])
     assert all(0 < value < 1 for value in config["mean"] + config["std"])
