@@ -147,7 +147,9 @@ class Run:
         """Move the record of an earlier attempt into `previous/<time>/`: nothing is lost."""
         old = [item for item in self.directory.iterdir() if item.name not in ("previous", ".lock")]
         if any(item.name == "status.json" for item in old):
-            place = self.directory / "previous" / time.strftime("%Y-%m-%d_%H-%M-%S")
+            previous = self.directory / "previous"
+            count = len(list(previous.glob("*")))  # two within a second are told apart
+            place = previous / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{count + 1}"
             place.mkdir(parents=True)
             for item in old:
                 shutil.move(item, place / item.name)

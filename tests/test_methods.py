@@ -18,6 +18,9 @@ DIGITS = ["dataset=digits", "teacher=resnet14", "student=resnet8", "recipe=quick
           "trainer=cpu"]  # fmt: skip
 
 
+LIGHT = ["method.synthetic.num_train=1000", "method.synthetic.num_test=100", "method.synthetic.epochs=2"]
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     """One folder for all, so the teacher is trained once."""
@@ -26,7 +29,7 @@ def outputs(tmp_path_factory):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_trains_end_to_end_on_real_digits(outputs, name):
-    run = conduct(composed([*DIGITS, f"outputs={outputs}", f"method={name}"])[0])
+    run = conduct(composed([*DIGITS, f"outputs={outputs}", f"method={name}", *(LIGHT if name == "lwkd" else [])])[0])
     result, rows = run.result(), list(read_lines(run.metrics))
     assert all(math.isfinite(value) for row in rows for key, value in row.items() if key.startswith("train/"))
     main = [row for row in rows if row["stage"] == "training"]
@@ -42,6 +45,14 @@ def test_trains_end_to_end_on_real_digits(outputs, name):
         assert result["teacher"] is None
     else:
         assert result["members"] is None
+    if name == "lwkd":
+        assert result["teacher"] is None
+        assert result["cost"]["teacher_seconds"] > 0
+        assert {"watch/discriminator_accuracy", "train/adversarial", "train/discriminator"} <= rows[-1].keys()
+    if name == "skd":
+        assert {f"watch/{key}" for key in ("kl_to_raw", "entropy", "agreement", "accuracy")} <= rows[-1].keys()
+    if name == "tfkd_self":
+        assert result["teacher"]["name"] == "resnet8"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +65,8 @@ def test_trains_end_to_end_on_real_digits(outputs, name):
         ["method=dml"],
         ["method=dml", "method.updates=alternating"],
         ["method=at", "plus=[rkd]"],
+        ["method=skd", "plus=[at]"],
+        ["method=lwkd", *LIGHT],
     ],
     ids=" ".join,
 )
@@ -91,6 +104,19 @@ REFUSED = {
     "plus=[dml]": ["plus=[dml] is not possible", "training step", "method=dml"],
     "plus=[one]": ["plus=[one] is not possible", "training step"],
     "plus=[bss]": ["plus=[bss] is not possible", "training step"],
+    "plus=[lwkd]": ["plus=[lwkd] is not possible", "training step"],
+    "plus=[tfkd_self]": ["plus=[tfkd_self] is not possible", "teacher of its own"],
+    "method=skd method.heads=3": ["skd.heads=3", "4"],
+    "method=lwkd dataset.num_classes=1001 dataset.num_train=1100": ["method=lwkd", "2 to 1000", "1001"],
+    "method=lwkd dataset.num_classes=500 dataset.num_train=600": [
+        "method=lwkd cannot synthesise",
+        "image_size=8",
+        "12",
+    ],
+    "method=lwkd method.synthetic.num_train=3": ["method=lwkd cannot synthesise", "num_train=3"],
+    "recipe.stop_after=4": ["recipe.stop_after=4", "recipe.epochs=3"],
+    "teacher.recipe.stop_after=4": ["teacher.recipe.stop_after=4"],
+    "teacher.shuffle=classes": ["teacher.shuffle=classes", "nearest: class"],
     "plus=[ce]": ["plus=[ce] is not possible", "adds no loss"],
     "plus=[fsp]": ["plus=[fsp] is not possible", "plus.fsp.training=joint"],
     "plus=[fitnet] plus.fitnet.training=staged": ["plus=[fitnet] is not possible", "plus.fitnet.training=joint"],

@@ -102,6 +102,10 @@ def test_force_keeps_the_old_record(run):
         (old,) = (run.directory / "previous").iterdir()
         assert (old / "status.json").exists()
         assert run.checkpoints.is_dir()
+        with run.recorded({"a": 1}):
+            pass
+        run.set_aside()  # within the same second
+        assert len(list((run.directory / "previous").glob("*/status.json"))) == 2
 
 
 def _hold(run, started, seconds):

@@ -212,7 +212,46 @@ def test_a_loss_added_to_another_method(tiny):
     assert row["train/loss"] == pytest.approx(row["train/ce"] + row["train/plus_kd"], rel=1e-6)
 
 
+def test_a_training_can_stop_early_or_before_it_begins(tiny):
+    whole, early, none = (tiny("method=ce", *words) for words in ([], ["recipe.stop_after=2"], ["recipe.stop_after=0"]))
+    rows = [[{**row, "seconds": 0} for row in read_lines(run.metrics)] for run in (whole, early)]
+    assert rows[1] == rows[0][:2]
+    assert not none.metrics.exists() or not list(read_lines(none.metrics))
+    result = none.result()
+    assert result["val"] == {"accuracy": None, "top5": None, "nll": None}
+    assert result["cost"]["train_seconds"] == 0
+    assert same(none.result()) != same(early.result()) != same(whole.result())
+    assert same(tiny("method=ce", "recipe.stop_after=2", "force=true").result()) == same(early.result())
+
+
 # ---------------------------------------------------------------------------------------------- teachers
+
+
+def test_a_teacher_with_random_weights(tiny):
+    run = tiny("teacher.recipe.stop_after=0")
+    assert run.result()["teacher"]["test_accuracy"] < 0.6  # chance is 0.25
+    assert run.result()["config"]["recipe"]["stop_after"] is None
+    assert len(list(read_lines(run.metrics))) == 3
+
+
+def test_a_teacher_of_the_students_kind(tiny):
+    run = tiny("teacher=self")
+    assert run.result()["teacher"]["name"] == "resnet8"
+    assert run.result()["teacher"]["id"] == tiny("method=ce").id
+
+
+def test_shuffled_answers_make_another_run(whole, tiny):
+    by_batch, by_class = (tiny(f"teacher.shuffle={how}") for how in ("batch", "class"))
+    assert len({whole[0].id, by_batch.id, by_class.id}) == 3
+    losses = [list(read_lines(run.metrics))[-1]["train/kd"] for run in (whole[0], by_batch, by_class)]
+    assert len(set(losses)) == 3
+    assert same(tiny("teacher.shuffle=batch", "force=true").result()) == same(by_batch.result())
+
+
+def test_an_epoch_that_gives_reason_is_warned_of_once(tiny, monkeypatch, capsys):
+    monkeypatch.setattr("kdbench.methods.skd.SKD.review", lambda self, watched: f"agreement {watched['agreement']:.1f}")
+    tiny("method=skd")
+    assert capsys.readouterr().out.count("warning: skd-resnet14-resnet8-fake-s0, epoch 1: agreement ") == 1
 
 
 def save(path, result_run, **changes):

@@ -84,7 +84,8 @@ class Bank(nn.Module):
         """
         counts = self.counts[labels]
         if pairing == "fixed":
-            place = index * 2654435761 % 2**32 % counts  # Knuth's multiplicative hash: neighbours get different answers
+            # Knuth's multiplicative hash, whose high bits spread indices that go round with the labels
+            place = index * 2654435761 % 2**32 * counts // 2**32
         else:
             place = (torch.rand(labels.shape, dtype=torch.float64, device=labels.device) * counts).long()
         return self.logits[self.starts[labels] + place]
