@@ -14,6 +14,7 @@ and weights 0.1 and 0.9 for labels and peers: `temperature=4 label_weight=0.1 we
 A loss added by `plus` is the student's alone.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -100,4 +101,4 @@ class DML(InTurns):
         found = {"student": self(images)}
         found |= {f"peer{k}": peer(images).logits for k, peer in enumerate(self.peers, start=1)}
         each = torch.stack([logits.float().log_softmax(1) for logits in found.values()])
-        return {**found, "ensemble": each.logsumexp(0)}
+        return {**found, "ensemble": each.logsumexp(0) - math.log(len(found))}

@@ -13,7 +13,8 @@ simplifier blew up within an epoch at a learning rate of 0.05.
 
 Nothing else in the loss holds z~ to the teacher, so each epoch records how far it has moved: KL from the raw teacher
 and entropy at temperature T, agreement with the teacher's first choice, and its own accuracy on the training labels.
-The attention makes a target depend on the rest of the batch, whatever its size; in evaluation nothing of it is used.
+The attention makes a target depend on the rest of the batch, whatever its size (with several devices: of a device's
+share of it); in evaluation nothing of it is used.
 A logit loss added by `plus` sees the simplified logits too.
 """
 

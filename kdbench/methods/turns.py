@@ -44,19 +44,20 @@ class InTurns(Method):
 
     def configure_optimizers(self) -> Any:
         """An optimiser and a schedule for each turn."""
-        built = [optim.build(turn.recipe, turn.parameters) for turn in self.turns()]
+        self.order = self.turns()
+        built = [optim.build(turn.recipe, turn.parameters) for turn in self.order]
         return [optimizer for optimizer, _ in built], [schedule for _, schedule in built]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Make the turns."""
-        made: dict[str, Tensor] = {}
-        for turn, optimizer in zip(self.turns(), cast(list[Optimizer], self.optimizers()), strict=True):
+        everything: dict[str, Tensor] = {}
+        for turn, optimizer in zip(self.order, cast(list[Optimizer], self.optimizers()), strict=True):
             terms = turn.terms(batch)
             optimizer.zero_grad()
             self.manual_backward(torch.stack(list(terms.values())).sum())
             optimizer.step()
-            made |= terms
-        self.tally(made)
+            everything |= terms
+        self.tally(everything)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Step the schedules after the last batch of an epoch, as Lightning does for the other methods."""

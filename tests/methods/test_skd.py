@@ -14,17 +14,23 @@ from kdbench.models.build import build
 from kdbench.models.features import Features
 from tests.test_conformance import SIZES, Toy, batch_of, features_of, options
 
-OWN = {"temperature": 4.0, "alpha": 0.9, "softening": 1.0, "width": 8, "heads": 2, "anchor": 0.0}
+OWN = {"temperature": 4.0, "alpha": 0.9, "softening": 1.0, "width": 8, "heads": 2, "lr": 0.1, "anchor": 0.0}
 
 
 def linear(layer, x):
     return x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
 
 
+def normalised(u):
+    """Each row at mean 0 and variance 1 (biased, 1e-5 added)."""
+    centred = u - u.mean(1, keepdim=True)
+    return centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+
+
 def literal_simplified(simplifier, logits, heads, softening):
-    """u + W_o [A_1 V_1, ..., A_h V_h], A_h = softmax(Q_h K_h^T / sqrt(d)) over the samples, u = z / softening."""
+    """u + W_o [A_1 V_1, ..., A_h V_h], A_h = softmax(Q_h K_h^T / sqrt(d)), Q, K, V of u = z / softening, normalised."""
     u = logits / softening
-    q, k, v = (linear(layer, u) for layer in (simplifier.q, simplifier.k, simplifier.v))
+    q, k, v = (linear(layer, normalised(u)) for layer in (simplifier.q, simplifier.k, simplifier.v))
     d = q.shape[1] // heads
     rows = []
     for i in range(len(u)):
@@ -84,7 +90,7 @@ def test_is_attention_over_the_batch(logits, width, heads, softening):
 def test_one_sample_attends_to_itself(logits):
     simplifier, one = randomised(simplifier_of()), logits[:1]
     u = one / 3.0
-    expected = u + linear(simplifier.out, linear(simplifier.v, u))
+    expected = u + linear(simplifier.out, linear(simplifier.v, normalised(u)))
     torch.testing.assert_close(simplifier(one), expected, rtol=0, atol=1e-12)
 
 
@@ -262,3 +268,16 @@ def test_saturated_logits_are_finite(anchor):
         assert all(torch.isfinite(note) for note in made.notes.values())
         assert all(torch.isfinite(p.grad).all() for p in made.parameters() if p.grad is not None)
         randomised(inner(method))
+
+
+def test_simplifier_has_a_learning_rate_of_its_own():
+    method = attached(SKD(**OWN))
+    (optimizer,), (schedule,) = method.configure_optimizers()
+    student, simplifier = optimizer.param_groups
+    assert simplifier["lr"] == pytest.approx(0.1 * student["lr"])
+    assert {id(p) for p in simplifier["params"]} == {id(p) for p in method.simplifier.parameters()}
+    assert not {id(p) for p in student["params"]} & {id(p) for p in simplifier["params"]}
+    for _ in range(method.epochs):
+        optimizer.step()
+        schedule.step()
+    assert simplifier["lr"] == pytest.approx(0.1 * student["lr"])
