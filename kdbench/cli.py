@@ -26,6 +26,8 @@ def rows(group: str) -> list[tuple[str, str, str, str, str]]:
     """
     if group in ("student", "teacher"):
         found = [(name, entry.note, entry.paper, str(entry.year), "") for name, entry in NETWORKS.items()]
+        own = [("self", "the student's own kind", "Furlanello et al., Born-Again Neural Networks", "2018", "")]
+        found += own if group == "teacher" else []
         return [*found, ("timm", f"any timm model: {group}.name=resnet34", "Wightman, timm", "", "")]
     found = []
     for name in config.options(group):

@@ -16,7 +16,7 @@ from kdbench.models.catalogue import NETWORKS
     ("what", "words"),
     [
         ("methods", ["kd", "Hinton", "2015", "a teacher", *config.options("method")]),
-        ("teachers", ["resnet32x4", "He et al.", "2016", "timm"]),
+        ("teachers", ["resnet32x4", "He et al.", "2016", "timm", "self"]),
         ("students", [*NETWORKS]),
         ("datasets", config.options("dataset")),
         ("recipes", ["crd240", "quick"]),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kdbench.methods.at import at_loss, attention
+from tests.methods.numeric import numeric_gradient, random
 
 
 def pooled(channel, height, width):
@@ -37,21 +38,6 @@ def literal(student, teacher, power, variant):
         squares = sum((a - b) ** 2 for a, b in zip(q_s, q_t, strict=True))
         total += math.sqrt(squares) / 2 if variant == "paper" else squares / (height * width)
     return total / len(student)
-
-
-def numeric_gradient(function, x, step=1e-6):
-    """Central differences of a function of x."""
-    gradient = torch.empty_like(x)
-    for i in range(x.numel()):
-        shift = torch.zeros_like(x)
-        shift.view(-1)[i] = step
-        gradient.view(-1)[i] = (function(x + shift) - function(x - shift)) / (2 * step)
-    return gradient
-
-
-def random(seed, *size):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*size, generator=generator, dtype=torch.float64)
 
 
 VARIANTS = ["reference", "paper"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kdbench.methods.fsp import fsp_loss, fsp_matrix
+from tests.methods.numeric import numeric_gradient
 
 
 def pooled(channel, height, width, pooling):
@@ -46,16 +47,6 @@ def literal(student, teacher, pooling, distance):
         ]
         total += sum(entries) / (len(entries) if distance == "mean" else len(ours))
     return total
-
-
-def numeric_gradient(function, x, step=1e-6):
-    """Central differences of a function of x."""
-    gradient = torch.empty_like(x)
-    for i in range(x.numel()):
-        shift = torch.zeros_like(x)
-        shift.view(-1)[i] = step
-        gradient.view(-1)[i] = (function(x + shift) - function(x - shift)) / (2 * step)
-    return gradient
 
 
 def random(seed, *sizes, batch=3):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kdbench.methods.rkd import angle_loss, distance_loss
+from tests.methods.numeric import numeric_gradient, random
 
 
 def huber(x):
@@ -45,21 +46,6 @@ def literal(relation, student, teacher):
     """Mean of Huber(psi_S - psi_T) over all pairs (i, j), or all triplets (i, j, k)."""
     ours, theirs = relation(student.tolist()), relation(teacher.tolist())
     return sum(huber(s - t) for s, t in zip(ours, theirs, strict=True)) / len(ours)
-
-
-def numeric_gradient(function, x, step=1e-6):
-    """Central differences of a function of x."""
-    gradient = torch.empty_like(x)
-    for i in range(x.numel()):
-        shift = torch.zeros_like(x)
-        shift.view(-1)[i] = step
-        gradient.view(-1)[i] = (function(x + shift) - function(x - shift)) / (2 * step)
-    return gradient
-
-
-def random(seed, *size):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*size, generator=generator, dtype=torch.float64)
 
 
 def value_and_gradient(function, student, teacher):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kdbench.methods.sp import similarity, sp_loss
+from tests.methods.numeric import numeric_gradient
 
 
 def literal_similarity(maps):
@@ -22,16 +23,6 @@ def literal(student, teacher):
     for row, line in zip(ours, theirs, strict=True):
         total += sum((s - t) ** 2 for s, t in zip(row, line, strict=True))
     return total / len(student) ** 2
-
-
-def numeric_gradient(function, x, step=1e-6):
-    """Central differences of a function of x."""
-    gradient = torch.empty_like(x)
-    for i in range(x.numel()):
-        shift = torch.zeros_like(x)
-        shift.view(-1)[i] = step
-        gradient.view(-1)[i] = (function(x + shift) - function(x - shift)) / (2 * step)
-    return gradient
 
 
 @pytest.fixture
