@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from kdbench import checkpoints
+from kdbench import checkpoints, interrupts
 from kdbench.console import hush
 from kdbench.data.module import DataModule
 from kdbench.data.streams import derive
@@ -201,10 +201,11 @@ class Saver(pl.Callback):
         self.saved = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save, unless it is too soon."""
+        """Save, unless it is too soon; then stop if a signal was lost."""
         if time.monotonic() - self.saved >= self.seconds:
             checkpoints.save(trainer, self.run.checkpoints)
             self.saved = time.monotonic()
+        interrupts.raise_lost()
 
 
 def peak_memory(device: torch.device) -> int:

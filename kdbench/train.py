@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kdbench import config
+from kdbench import config, interrupts
 from kdbench.errors import RunFailed, UserError
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     """Run Hydra; what the user can mend is one line and exit code 2."""
     config.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole, and we say them in a line
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    interrupts.listen()
     try:
         sentence()
     except (UserError, RunFailed) as error:

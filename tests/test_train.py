@@ -1,5 +1,6 @@
 """The whole story of a run: found, continued, done; teachers; records; bad input."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kdbench import interrupts
 from kdbench.config import composed
 from kdbench.errors import RunFailed, UserError
 from kdbench.experiment import conduct, run_of
@@ -367,6 +369,18 @@ def test_an_interrupt_is_noted_and_says_how_to_go_on(words, tmp_path, number):
     assert "Traceback" not in output
     (file,) = tmp_path.glob("outputs/runs/ce-*/status.json")
     assert json.loads(file.read_text())["state"] == "interrupted"
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_whose_exception_was_dropped_stops_the_run_at_the_end_of_the_epoch(whole, tiny, number, kind):
+    tiny("method=ce", "student=resnet14")  # the teacher
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        interrupts.arrive(number, None)
+    with pytest.raises(kind):
+        tiny()
+    run = tiny()
+    assert len(list(run.checkpoints.glob("*.ckpt"))) == 2
+    assert same(run.result()) == same(whole[1])
 
 
 def test_two_processes_want_the_same_run(whole, words, tmp_path):

@@ -1,0 +1,35 @@
+"""Ctrl-C and SIGTERM: raised where they arrive, and once more at the end of the epoch.
+
+Python raises a signal's exception between any two instructions, also within a callback of a C library or a finaliser,
+where exceptions are dropped; a run that had lost its signal so would go on for hours.
+"""
+
+import signal
+import sys
+from typing import Any
+
+_arrived: list[int] = []
+
+
+def listen() -> None:
+    """Handle both signals from here on; in the main thread."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, arrive)
+
+
+def arrive(number: int, _: Any) -> None:
+    """Raise `KeyboardInterrupt` for SIGINT, `SystemExit` for SIGTERM."""
+    _arrived.append(number)
+    _raise(number)
+
+
+def raise_lost() -> None:
+    """Raise again what has arrived and was dropped; nothing otherwise."""
+    if _arrived:
+        _raise(_arrived.pop())
+
+
+def _raise(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
