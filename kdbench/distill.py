@@ -66,6 +66,7 @@ def distill(run: Run, cfg: dict[str, Any], role: str, conduct: Callable[[dict[st
             **measured,
             "teacher": taught and {"name": taught.name, "id": taught.id, "test_accuracy": taught.test_accuracy},
             "labels_hash": data.labels_hash,
+            "imbalance": data.imbalance_record,
             "noise": data.noise_record,
             "normalisation": {"mean": sizes.mean, "std": sizes.std},
             "weights_sha256": digest(run.weights),

@@ -62,11 +62,11 @@ def preflight(cfg: dict[str, Any]) -> None:
     """
     if (name := cfg["method"]["name"]) in cfg["plus"]:
         raise UserError(f"plus=[{name}] is not possible: it is the method already")
-    sources.check(cfg["dataset"])
+    num_classes = sources.check(cfg["dataset"])
     if lightweight.needed(cfg):
         lightweight.check(cfg)
-    imbalance.check(cfg["imbalance"])
-    noise.check(cfg["noise"])
+    imbalance.check(cfg["imbalance"], num_classes)
+    noise.check(cfg["noise"], num_classes, cfg["dataset"]["source"])
     _check_recipe(cfg["recipe"], "recipe")
     loggers.check(cfg["logger"])
     if needs_teacher(cfg) and not cfg["teacher"]["checkpoint"]:
@@ -103,5 +103,6 @@ def run_of(cfg: dict[str, Any]) -> Run:
     teacher = teachers.identity(cfg, run_of) if needs_teacher(cfg) else None
     light = run_of(lightweight.own_config(cfg)).id if lightweight.needed(cfg) else None
     fingerprint = sources.fingerprint(cfg["dataset"])
-    identity = identify(cfg, fingerprint=fingerprint, teacher=teacher, lightweight=light)
+    labels = noise.fingerprint(cfg["noise"])
+    identity = identify(cfg, fingerprint=fingerprint, teacher=teacher, lightweight=light, noise_file=labels)
     return Run(identity, Path(cfg["outputs"]))

@@ -28,6 +28,7 @@ SCHEMA = 1
 _NOT_IDENTITY = {
     "dataset": {"root", "download", "tree", "workers"},
     "method": {"_target_", "needs"},
+    "noise": {"path", "matrix"},
 }
 
 
@@ -45,7 +46,12 @@ def needs_teacher(cfg: dict[str, Any]) -> bool:
 
 
 def identify(
-    cfg: dict[str, Any], *, fingerprint: str | None, teacher: str | None, lightweight: str | None = None
+    cfg: dict[str, Any],
+    *,
+    fingerprint: str | None,
+    teacher: str | None,
+    lightweight: str | None = None,
+    noise_file: str | None = None,
 ) -> Identity:
     """Identity of a configuration.
 
@@ -54,6 +60,7 @@ def identify(
         fingerprint: of an image tree, instead of its path.
         teacher: id of the teacher's own run, or hash of its checkpoint; None where no loss needs one.
         lightweight: id of the run of the network that answers for synthetic images; None where no loss needs one.
+        noise_file: fingerprint of the file that the label noise is read from, instead of its path.
     """
 
     def facts_of(group: str, node: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +73,7 @@ def identify(
         "student": cfg["student"],
         "teacher": teacher,
         "dataset": {**facts_of("dataset", cfg["dataset"]), "fingerprint": fingerprint},
-        "noise": cfg["noise"],
+        "noise": facts_of("noise", cfg["noise"]),
         "imbalance": cfg["imbalance"],
         "recipe": cfg["recipe"],
         "precision": cfg["trainer"]["precision"],
@@ -77,14 +84,32 @@ def identify(
         facts["shuffle"] = cfg["teacher"]["shuffle"]
     if lightweight:
         facts["lightweight"] = lightweight
+    # false is what runs did before there was such a key, and without noise all validation is clean
+    clean = facts["noise"].pop("clean_validation")
+    if clean and cfg["noise"]["name"] != "none":
+        facts["noise"]["clean_validation"] = True
+    if noise_file:
+        facts["noise"]["file"] = noise_file
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     words = ["+".join([cfg["method"]["name"], *sorted(cfg["plus"])])]
     words += [cfg["teacher"]["name"]] if teacher else []
     words += [cfg["student"]["name"], cfg["dataset"]["name"]]
-    words += [f"{cfg['noise']['name']}{cfg['noise']['rate']:g}"] if cfg["noise"]["rate"] else []
-    words += [cfg["imbalance"]["name"]] if cfg["imbalance"]["name"] != "none" else []
+    words += _noise_words(cfg["noise"]) + _imbalance_words(cfg["imbalance"])
     words += [f"s{cfg['seed']}"]
     return Identity(hashlib.sha256(text.encode()).hexdigest()[:12], "-".join(words), facts)
+
+
+def _noise_words(noise: dict[str, Any]) -> list[str]:
+    if noise["rate"] is None:  # the labels, or their chances, are given
+        return ["_".join([noise["name"], *([noise["annotation"]] if "annotation" in noise else [])])]
+    return [f"{noise['name']}{noise['rate']:g}"] if noise["rate"] else []
+
+
+def _imbalance_words(imbalance: dict[str, Any]) -> list[str]:
+    if imbalance["name"] == "none":
+        return []
+    strength = imbalance.get("factor", imbalance.get("gamma"))
+    return [imbalance["name"] + ("" if strength is None else f"{strength:g}")]
 
 
 def file_identity(path: Path, how: dict[str, Any]) -> str:

@@ -125,6 +125,8 @@ BAD = {
     "seed=1.5": ["seed=1.5", "int >= 0"],
     "seed=null": ["seed=null", "int >= 0"],
     "noise.rate=1.4": ["noise.rate=1.4", "[0, 1]"],
+    "noise.clean_validation=1": ["noise.clean_validation=1", "bool"],
+    "imbalance=longtale": ["imbalance=longtale", "longtail"],
     "noise.rate=-0.1": ["noise.rate=-0.1", "[0, 1]"],
     "method.temperature=0": ["method.temperature=0", "float > 0"],
     "method.temperature=-4": ["method.temperature=-4", "float > 0"],

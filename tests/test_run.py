@@ -13,16 +13,16 @@ from kdbench.experiment import run_of
 from kdbench.run import Run, identify
 
 
-def identity(*overrides, teacher="t", fingerprint=None):
+def identity(*overrides, teacher="t", fingerprint=None, **files):
     cfg, _ = composed(list(overrides))
-    return identify(cfg, fingerprint=fingerprint, teacher=teacher)
+    return identify(cfg, fingerprint=fingerprint, teacher=teacher, **files)
 
 
 @pytest.mark.parametrize(
     "override",
     ["outputs=/elsewhere", "dataset.root=/data", "dataset.download=true", "dataset.workers=1", "logger=csv",
      "force=true", "trainer.device=cpu", "trainer.compile=true", "trainer.progress=none",
-     "trainer.checkpoint_seconds=3", "teacher.min_accuracy=0.5"],
+     "trainer.checkpoint_seconds=3", "teacher.min_accuracy=0.5", "noise.clean_validation=true"],
 )  # fmt: skip
 def test_what_does_not_change_the_result_does_not_change_the_id(override):
     assert identity(override) == identity()
@@ -31,7 +31,8 @@ def test_what_does_not_change_the_result_does_not_change_the_id(override):
 @pytest.mark.parametrize(
     "override",
     ["seed=1", "method=ce", "method.alpha=0.5", "plus=[kd]", "student=resnet14", "dataset=mnist5k",
-     "dataset.val_fraction=0", "noise=symmetric", "recipe.lr=0.1", "trainer.precision=bf16-mixed", "debug=smoke"],
+     "dataset.val_fraction=0", "noise=symmetric", "recipe.lr=0.1", "imbalance=step",
+     "trainer.precision=bf16-mixed", "debug=smoke"],
 )  # fmt: skip
 def test_what_changes_the_result_changes_the_id(override):
     assert identity(override).id != identity().id
@@ -63,6 +64,30 @@ def test_id_is_stable_and_the_name_readable():
     assert one.id == identity("method=kd", "noise=symmetric", "seed=3").id
     assert identity("method=ce", teacher=None).name == "ce-resnet8-digits-s0"
     assert len(one.id) == 12
+
+
+def test_names_tell_settings_of_noise_and_imbalance_apart():
+    def middle(*words):
+        return identity(*words, "seed=3").name.removeprefix("kd-resnet20-resnet8-digits-").removesuffix("s3")
+
+    assert middle("noise=pairflip", "noise.rate=0.2", "imbalance=longtail") == "pairflip0.2-longtail100-"
+    assert middle("noise=symmetric", "noise.rate=0") == ""
+    assert middle("noise=human", "imbalance=power_law") == "human_worst-power_law0.2-"
+    assert middle("noise=file", "imbalance=counts") == "file-counts-"
+    assert middle("noise=asymmetric", "noise.rate=null", "noise.matrix=m.npy") == "asymmetric-"
+
+
+def test_a_file_of_labels_counts_by_its_content(tmp_path):
+    def run_id(content, name="labels.npy"):
+        (tmp_path / name).write_text(content)
+        run = run_of(composed(["noise=file", f"noise.path={tmp_path / name}"])[0])
+        assert str(tmp_path) not in json.dumps(run.identity.facts)
+        return run.id
+
+    assert run_id("a") == run_id("a", "same.npy") != run_id("b")
+    assert identity("noise=symmetric", "noise.clean_validation=true").id != identity("noise=symmetric").id
+    with pytest.raises(UserError, match=r"noise\.path=absent\.npy: cannot be read"):
+        run_of(composed(["noise=file", "noise.path=absent.npy"])[0])
 
 
 def test_facts_are_plain_json_without_paths():

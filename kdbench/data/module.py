@@ -10,7 +10,7 @@ import torch
 from kdbench.data import folder, sources, split
 from kdbench.data import imbalance as class_imbalance
 from kdbench.data import noise as label_noise
-from kdbench.data.batch import Batch, Loader, Part, Training
+from kdbench.data.batch import Batch, Images, Loader, Part, Training
 from kdbench.data.resident import ResidentLoader
 from kdbench.data.streaming import TEST_BORDER, StreamingLoader
 from kdbench.errors import UserError
@@ -30,7 +30,7 @@ class DataModule(pl.LightningDataModule):
         dataset: The ``dataset`` group.
         imbalance: The ``imbalance`` group; removes training images, by true class.
         noise: The ``noise`` group; changes labels of what is left, before the split, so validation is noisy
-            too.
+            too, unless ``clean_validation``.
         batch_size: Training batch; evaluation takes batches of at least ``EVAL_BATCH_SIZE``.
         seed: The run's seed for order and augmentation. Noise, subset and split have seeds of their own.
 
@@ -43,8 +43,8 @@ class DataModule(pl.LightningDataModule):
         train_index, train_labels, true_labels: (train_size,) int64 of the training part: position in the
             source's training set, label trained on, label without noise.
         labels_hash: SHA-256 (hex) of ``train_labels`` and ``train_index``.
-        noise_record: The noise group and what came of it in the training part: ``flipped`` labels,
-            ``realised_rate``.
+        noise_record, imbalance_record: The two groups, and what came of them: ``noise.record`` of the training part,
+            ``imbalance.record`` of training and validation together.
 
     Raises:
         UserError: If the data cannot be found or read, or an option is impossible (the constructor checks all
@@ -58,9 +58,9 @@ class DataModule(pl.LightningDataModule):
         self._epoch = 0
         self._parts: dict[str, Part] = {}
         self._train_loader: Loader | None = None
-        class_imbalance.check(imbalance)
-        label_noise.check(noise)
         self.num_classes = sources.check(dataset)
+        class_imbalance.check(imbalance, self.num_classes)
+        label_noise.check(noise, self.num_classes, dataset["source"])
         self.in_chans, self.image_size = dataset["channels"], sources.image_size(dataset)
         self.mean, self.std = sources.normalisation(dataset)
 
@@ -81,25 +81,26 @@ class DataModule(pl.LightningDataModule):
             return
         train, test = sources.load(self.dataset)
         self.classes = train.classes
-        index = class_imbalance.subset(train.labels, self.imbalance)
+        index = class_imbalance.subset(train.labels, self.imbalance, self.num_classes)
         true = train.labels[index]
-        labels = label_noise.corrupt(true, self.num_classes, self.noise)
+        labels = label_noise.corrupt(true, self.num_classes, self.noise, self._noise_source(train, index))
         # by true class: the same images are held out whatever the noise
         fit, held = split.stratified(true, self.dataset["val_fraction"], self.dataset["split_seed"])
         if len(fit) < self.batch_size:
             raise UserError(f"recipe.batch_size={self.batch_size}: the training set has only {len(fit)} images")
 
+        checked_on = true if self.noise["clean_validation"] else labels
         self._parts = {
             "train": Part(train.images[index[fit]], labels[fit], index[fit]),
-            "val": Part(train.images[index[held]], labels[held], index[held]),
+            "val": Part(train.images[index[held]], checked_on[held], index[held]),
             "test": Part(test.images, test.labels, np.arange(len(test.labels))),
         }
         self.train_size, self.val_size, self.test_size = (len(p.labels) for p in self._parts.values())
         self.train_index, self.train_labels, self.true_labels = index[fit], labels[fit], true[fit]
         trained_on = self.train_labels.tobytes() + self.train_index.tobytes()
         self.labels_hash = hashlib.sha256(trained_on).hexdigest()
-        flipped = int((self.train_labels != self.true_labels).sum())
-        self.noise_record = {**self.noise, "flipped": flipped, "realised_rate": flipped / self.train_size}
+        self.noise_record = label_noise.record(self.noise, self.true_labels, self.train_labels, self.num_classes)
+        self.imbalance_record = class_imbalance.record(self.imbalance, true, self.num_classes)
 
         self.resident = self._fits_on_device()
         if self.resident and train.images.ndim == 1:
@@ -108,6 +109,17 @@ class DataModule(pl.LightningDataModule):
                 name: part._replace(images=folder.decode(part.images, size, channels))
                 for name, part in self._parts.items()
             }
+
+    def _noise_source(self, train: Images, index: np.ndarray) -> label_noise.Source:
+        def pixels(positions: np.ndarray) -> np.ndarray:
+            images = train.images[index[positions]]
+            if images.ndim == 1:
+                images = folder.decode(images, self.image_size, self.in_chans)
+            # whether networks are given mean and std must not change the labels
+            mean, std = (np.array(each) for each in sources.normalisation({**self.dataset, "normalize": True}))
+            return ((images / 255 - mean) / std).reshape(len(images), -1)
+
+        return label_noise.Source(self.dataset["source"], train.classes, train.labels, index, pixels)
 
     def _fits_on_device(self) -> bool:
         if self.dataset["loader"] != "auto":

@@ -26,12 +26,17 @@ def group(name: str, choice: str, /, **changes: Any) -> dict[str, Any]:
 
 
 def module(
-    dataset: str = "fake", noise: dict | None = None, batch_size: int = 64, seed: int = 0, **changes: Any
+    dataset: str = "fake",
+    noise: dict | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    imbalance: dict | None = None,
+    **changes: Any,
 ) -> DataModule:
     """A loaded DataModule; ``changes`` go to the data set's options."""
     noise = noise or group("noise", "none")
     config = group("dataset", dataset, **changes)
-    return DataModule(config, group("imbalance", "none"), noise, batch_size, seed).prepare()
+    return DataModule(config, imbalance or group("imbalance", "none"), noise, batch_size, seed).prepare()
 
 
 def symmetric(**changes: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from datatools import CONF, group
 
-from kdbench.data import sources
+from kdbench.data import imbalance, noise, sources
 
 FILES = sorted(f for g in ("dataset", "noise", "imbalance") for f in (CONF / g).glob("*.yaml"))
 # keys of one data set alone
@@ -40,7 +40,33 @@ def test_every_source_has_a_data_set():
     assert {group("dataset", name)["source"] for name in DATASETS} == set(sources.SOURCES)
 
 
-def test_noise_kinds_share_their_keys():
-    none, symmetric = group("noise", "none"), group("noise", "symmetric")
-    assert set(none) == set(symmetric) == {"name", "rate", "seed", "include_true"}
-    assert none["rate"] == 0
+def kinds(name):
+    return [f.stem for f in FILES if f.parent.name == name and not f.stem.startswith("_")]
+
+
+@pytest.mark.parametrize("name", kinds("noise"))
+def test_noise_kinds_share_their_keys(name):
+    config = group("noise", name)
+    shared = {"name", "rate", "seed", "clean_validation"}
+    # `none` keeps include_true: so that its runs keep their ids
+    own = {"include_true"} if name == "none" else set(noise.KINDS[name])
+    assert set(config) == shared | own
+    assert config["name"] == name
+    assert not config["clean_validation"]
+    assert config["rate"] == (0 if name == "none" else None if name in noise.GIVEN else 0.4)
+
+
+@pytest.mark.parametrize("name", kinds("imbalance"))
+def test_imbalance_kinds_have_the_keys_that_they_use(name):
+    config = group("imbalance", name)
+    assert set(config) == {"name"} | set(imbalance.KINDS[name])
+    assert config["name"] == name
+
+
+def test_every_kind_of_noise_and_imbalance_is_an_option():
+    assert kinds("noise") == sorted(noise.KINDS)
+    assert kinds("imbalance") == sorted(imbalance.KINDS)
+
+
+def test_the_licence_of_human_labels_is_said():
+    assert "CC BY-NC 4.0" in (CONF / "noise" / "human.yaml").read_text()
