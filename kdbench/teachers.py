@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
 from kdbench import weights
-from kdbench.config import CONF
+from kdbench.config import content
 from kdbench.data import sources
 from kdbench.errors import UserError
 from kdbench.files import digest
@@ -32,17 +30,19 @@ class Taught(NamedTuple):
 
 
 def own_config(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Configuration of the run that trains the teacher of `cfg`: its network alone, on the same data."""
+    """Configuration of the run that trains the teacher of `cfg`: its network alone, on the same or on clean data."""
     teacher = cfg["teacher"]
     own = copy.deepcopy(cfg)
     own |= {
-        "method": yaml.safe_load((CONF / "method" / "ce.yaml").read_text()),
+        "method": content("method/ce"),
         "plus": {},
         "student": {"source": teacher["source"], "name": teacher["name"]},
         "recipe": copy.deepcopy(teacher["recipe"]),
         "seed": teacher["seed"],
         "force": False,
     }
+    if teacher["condition"] == "clean":
+        own |= {"noise": content("noise/none"), "imbalance": content("imbalance/none")}
     return own
 
 

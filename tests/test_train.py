@@ -242,6 +242,17 @@ def test_a_teacher_of_the_students_kind(tiny):
     assert run.result()["teacher"]["id"] == tiny("method=ce").id
 
 
+def test_a_teacher_learns_from_the_students_data_or_from_clean_data(tiny):
+    corrupted = ["noise=symmetric", "noise.rate=0.4", "imbalance=longtail", "imbalance.factor=2", "recipe.epochs=1"]
+    alone = ["method=ce", "student=resnet14", "recipe.epochs=1"]
+    same_data, clean = tiny(*corrupted), tiny(*corrupted, "teacher.condition=clean")
+    assert same_data.id != clean.id
+    assert same_data.result()["teacher"]["id"] == tiny(*alone, *corrupted).id
+    assert clean.result()["teacher"]["id"] == tiny(*alone).id
+    assert clean.result()["labels_hash"] == same_data.result()["labels_hash"]
+    assert tiny("teacher.condition=clean", "recipe.epochs=1").id == tiny("recipe.epochs=1").id  # no noise, no imbalance
+
+
 def test_shuffled_answers_make_another_run(whole, tiny):
     by_batch, by_class = (tiny(f"teacher.shuffle={how}") for how in ("batch", "class"))
     assert len({whole[0].id, by_batch.id, by_class.id}) == 3
