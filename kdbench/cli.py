@@ -79,6 +79,8 @@ def controls(args: argparse.Namespace) -> int:
     """Run a method against its controls."""
     from kdbench import controls
 
+    if not all(seed.isdecimal() for seed in args.seeds.split(",")):
+        raise UserError(f"--seeds {args.seeds} is not allowed: whole numbers >= 0, as 0,1,2")
     seeds = [int(seed) for seed in args.seeds.split(",")]
     return controls.main(args.overrides, seeds, args.json)
 

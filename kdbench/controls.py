@@ -1,6 +1,5 @@
 """What a method must beat: the same runs with a teacher that knows nothing, or whose answers belong to other images."""
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +24,14 @@ class Comparison(NamedTuple):
         name: of the control.
         accuracies: of the control, fractions.
         gain: mean of method minus control, in percentage points.
-        half_width: of its 95 % t interval; infinite for one seed.
+        half_width: of its 95 % t interval; None for one seed.
         verdict: `yes`, `no` (the control is better), or `not resolved`.
     """
 
     name: str
     accuracies: list[float]
     gain: float
-    half_width: float
+    half_width: float | None
     verdict: str
 
 
@@ -56,7 +55,7 @@ def controls_of(cfg: dict[str, Any]) -> dict[str, list[str]]:
             "answers shuffled in the batch": ["teacher.shuffle=batch"],
             "answers shuffled in the class": ["teacher.shuffle=class"],
         }
-        if cfg["teacher"]["name"] != cfg["student"]["name"]:
+        if not cfg["teacher"]["checkpoint"] and cfg["teacher"]["name"] != cfg["student"]["name"]:
             found["teacher of the student's kind"] = ["teacher=self"]
     if "synthetic" in cfg["method"]["needs"]:
         found |= {"another class map": ["method.synthetic.map_seed=1"], "targets by hand": ["method=tfkd_reg"]}
@@ -68,9 +67,10 @@ def controls_of(cfg: dict[str, Any]) -> dict[str, list[str]]:
 def compare(name: str, method: list[float], control: list[float]) -> Comparison:
     """Method against control, test accuracies paired by seed."""
     gains = [100 * (a - b) for a, b in zip(method, control, strict=True)]
-    mean, half = statistics.mean(gains), float("inf")
-    if len(gains) > 1:
-        half = float(stats.t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
+    mean = statistics.mean(gains)
+    if len(gains) == 1:
+        return Comparison(name, control, mean, None, "not resolved")
+    half = float(stats.t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
     verdict = "not resolved" if abs(mean) <= half else "yes" if mean > 0 else "no"
     return Comparison(name, control, mean, half, verdict)
 
@@ -103,17 +103,19 @@ def main(overrides: list[str], seeds: list[int], json_path: str | None) -> int:
     method = accuracies([])
     rows = [compare(what, method, accuracies(words)) for what, words in controls_of(cfg).items()]
     table = Table(title=f"{' '.join(overrides)}: test accuracy in %, mean ± std of {len(seeds)} seeds")
-    for column in ("", "accuracy", f"{name} is better by", f"does {name} beat it?"):
-        table.add_column(column, justify="right" if "a" in column[:1] or "better" in column else "left")
+    table.add_column("")
+    table.add_column("accuracy", justify="right")
+    table.add_column(f"{name} is better by", justify="right")
+    table.add_column(f"does {name} beat it?")
     table.add_row(name, _spread(method), "", "")
     for row in rows:
-        gain = f"{row.gain:+.2f} ± {row.half_width:.2f}" if len(seeds) > 1 else f"{row.gain:+.2f}"
+        gain = f"{row.gain:+.2f}" + ("" if row.half_width is None else f" ± {row.half_width:.2f}")
         table.add_row(row.name, _spread(row.accuracies), gain, row.verdict)
     console.print(table)
     console.print("differences are paired by seed, with 95 % t intervals; an interval that holds 0 resolves nothing")
     if json_path:
         figures = {"method": name, "accuracies": method, "controls": [row._asdict() for row in rows]}
-        write_json(Path(json_path), json.loads(json.dumps(figures)))
+        write_json(Path(json_path), figures)
     return 0
 
 

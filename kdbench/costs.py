@@ -134,14 +134,8 @@ def main(overrides: list[str], methods: list[str], rounds: int, steps: int, json
     """
     rows = compare(overrides, methods, rounds, steps)
     table = Table(title=f"{' '.join(overrides)}: median of {rounds} rounds in turn, {steps} steps each")
-    for column in (
-        "method",
-        "extra parameters",
-        "ms/step",
-        f"of {rows[0]['name']}",
-        "peak MiB",
-        f"of {rows[0]['name']}",
-    ):
+    against = f"of {rows[0]['name']}"
+    for column in ("method", "extra parameters", "ms/step", against, "peak MiB", against):
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in rows:
         table.add_row(

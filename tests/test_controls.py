@@ -16,8 +16,10 @@ def controls(*words):
 
 def test_every_control_composes():
     for method in ("kd", "skd", "lwkd", "tfkd_self", "tfkd_reg", "rkd", "ls", "dml"):
+        itself, _ = composed([f"method={method}"])
         for words in controls(f"method={method}").values():
-            composed([f"method={method}", *words] if words[0][:7] != "method=" else words)
+            control, _ = composed([f"method={method}", *words] if words[0][:7] != "method=" else words)
+            assert control != itself
 
 
 def test_controls_follow_from_what_the_method_needs():
@@ -30,7 +32,7 @@ def test_controls_follow_from_what_the_method_needs():
     assert list(controls("method=lwkd")) == ["student alone", "label smoothing", "another class map",
                                              "targets by hand", "kd"]  # fmt: skip
     from_file = controls("method=kd", "teacher.checkpoint=x.safetensors")
-    assert not [what for what in from_file if "random" in what or "stopped" in what]
+    assert not [what for what in from_file if "random" in what or "stopped" in what or "kind" in what]
 
 
 def test_a_comparison_is_paired_and_says_when_it_resolves_nothing():
@@ -42,7 +44,8 @@ def test_a_comparison_is_paired_and_says_when_it_resolves_nothing():
     # mean 1, standard deviation 1, t(0.975, 2) = 4.3027
     assert loose.half_width == pytest.approx(4.302653 / 3**0.5)
     assert loose.verdict == "not resolved"
-    assert compare("x", [0.9], [0.1]).verdict == "not resolved"
+    alone = compare("x", [0.9], [0.1])
+    assert (alone.verdict, alone.half_width) == ("not resolved", None)
 
 
 def test_the_command(tmp_path, capsys):
@@ -55,6 +58,11 @@ def test_the_command(tmp_path, capsys):
     assert all(len(row["accuracies"]) == 2 for row in figures["controls"])
     shown = capsys.readouterr().out
     assert "does skd beat it?" in shown
+
+
+def test_seeds_that_are_none_are_said_in_a_line(capsys):
+    assert cli.main(["controls", "--seeds", "0,x", "method=kd"]) == 2
+    assert "--seeds 0,x is not allowed" in capsys.readouterr().err
 
 
 def test_what_has_no_controls_is_said_in_a_line(capsys):

@@ -65,9 +65,7 @@ class DML(InTurns):
 
     def turns(self) -> list[Turn]:
         """One for each peer, the student first."""
-        theirs = {id(parameter) for parameter in self.peers.parameters()}
-        own = [parameter for parameter in self.parameters() if id(parameter) not in theirs]
-        each = [own, *(peer.parameters() for peer in self.peers)]
+        each = [self.all_but(self.peers), *(peer.parameters() for peer in self.peers)]
         return [Turn(mine, self.stage.recipe, partial(self.peer_terms, k)) for k, mine in enumerate(each)]
 
     def peer_terms(self, k: int, batch: Batch) -> dict[str, Tensor]:

@@ -156,12 +156,10 @@ class LWKD(InTurns):
 
     def turns(self) -> list[Turn]:
         """The student's, then the discriminator's."""
-        theirs = {id(parameter) for parameter in self.discriminator.parameters()}
-        own = [parameter for parameter in self.parameters() if id(parameter) not in theirs]
         changed = {"optimizer": "adamw", "lr": self.discriminator_lr, "weight_decay": 0.0}
         game = {**self.stage.recipe, **changed, "schedule": "constant", "warmup_epochs": 0}
         return [
-            Turn(own, self.stage.recipe, partial(Method.terms, self)),
+            Turn(self.all_but(self.discriminator), self.stage.recipe, partial(Method.terms, self)),
             Turn(self.discriminator.parameters(), game, self.discriminator_terms),
         ]
 

@@ -34,6 +34,11 @@ class InTurns(Method):
         super().__init__()
         self.automatic_optimization = False
 
+    def all_but(self, module: nn.Module) -> list[nn.Parameter]:
+        """The student's parameters and those of what is trained with it: all but a module's."""
+        theirs = {id(parameter) for parameter in module.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in theirs]
+
     def turns(self) -> list[Turn]:
         """The turns of a step, in order."""
         raise NotImplementedError
