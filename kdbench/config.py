@@ -154,7 +154,7 @@ def rules(option: str) -> dict[str, Rule]:
     text = file.read_text()
     for parent in (yaml.safe_load(text) or {}).get("defaults", []):
         if group and isinstance(parent, str) and parent != "_self_":
-            found |= rules(f"{group}/{parent}")
+            found |= rules(f"{group}/{parent.partition('@')[0]}")  # recipe/nav200 takes crd240@recipe
     path: list[tuple[int, str]] = []
     for line in text.splitlines():
         match = re.match(r"(\s*)(\w+):", line)
@@ -173,8 +173,9 @@ def description(option: str) -> str:
 
 
 def options(group: str) -> list[str]:
-    """Names of the files of a group of `conf/`, sorted; those that start with an underscore are parts."""
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml") if not file.stem.startswith("_"))
+    """Names of the files of a group of `conf/` and its folders, sorted; those that start with an underscore are parts."""
+    files = [file for file in (CONF / group).rglob("*.yaml") if not file.stem.startswith("_")]
+    return sorted(str(file.relative_to(CONF / group).with_suffix("")) for file in files)
 
 
 # ------------------------------------------------------------------------------------------------ checks
@@ -298,12 +299,15 @@ def explain(error: Exception, overrides: list[str] | None = None) -> str:
     """One line for an error of Hydra or OmegaConf: what was wrong, what is allowed, the nearest right word."""
     text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        group, _, option = str(error.missing_cfg_file).partition("/")
+        if group not in GROUPS:  # hydra/launcher
+            group, _, option = str(error.missing_cfg_file).rpartition("/")
         if group == "plus" and option in options("method"):
             why = "it makes the training step itself" if "step" in needs(option) else "it has a teacher of its own"
             why = "it adds no loss" if option == "ce" else why
             return f"plus=[{option}] is not possible: {why}; use method={option}, which takes plus=[...] itself"
-        found = error.options or (_added() if group == "plus" else [])
+        found = options("experiment") if group == "experiment" else error.options or []
+        found = _added() if group == "plus" else found
         known = [name for name in found if not name.startswith("_")]
         return f"{group}={option} is not known{nearest(option, known)}; known: {', '.join(known)}"
     if isinstance(error, ConfigCompositionException):

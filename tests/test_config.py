@@ -11,7 +11,8 @@ from kdbench import config
 from kdbench.config import CONF, Rule, composed
 from kdbench.errors import UserError
 
-FILES = sorted(str(path.relative_to(CONF))[:-5] for path in CONF.glob("*/*.yaml"))
+FILES = sorted(str(path.relative_to(CONF))[:-5] for path in CONF.rglob("*/*.yaml"))
+PRESETS = [name for name in config.options("experiment") if "/" in name]
 
 
 def test_there_are_options_in_every_group():
@@ -46,6 +47,50 @@ def test_every_option_composes(option):
     cfg, choices = composed(words)
     assert choices[group] == name
     assert cfg["seed"] == 0
+
+
+@pytest.mark.parametrize("recipe", config.options("recipe"))
+def test_a_shortened_recipe_keeps_its_drops_at_their_fractions(recipe):
+    cfg, _ = composed([f"recipe={recipe}", "recipe.epochs=30"])
+    assert cfg["recipe"]["epochs"] == 30
+    assert cfg["recipe"]["drops"] == composed([f"recipe={recipe}"])[0]["recipe"]["drops"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "drops", "factor", "lr", "batch", "decay", "warmup"),
+    [
+        ("crd240", 240, [150, 180, 210], 0.1, 0.05, 64, 5e-4, 0),
+        ("nav200", 200, [60, 120, 160], 0.2, 0.1, 128, 5e-4, 0),
+        ("ldam200", 200, [160, 180], 0.01, 0.1, 128, 2e-4, 5),
+        ("one300", 300, [150, 225], 0.1, 0.1, 128, 1e-4, 0),
+        ("bss80", 80, [40, 60], 0.1, 0.1, 256, 1e-4, 0),
+        ("tfkd200", 200, [60, 120, 160], 0.2, 0.1, 128, 5e-4, 1),
+        ("imagenet100", 100, [30, 60, 90], 0.1, 0.2, 512, 1e-4, 0),
+    ],
+)
+def test_a_published_recipe_is_the_published_one(recipe, epochs, drops, factor, lr, batch, decay, warmup):
+    cfg = composed([f"recipe={recipe}"])[0]["recipe"]
+    assert (cfg["optimizer"], cfg["momentum"], cfg["nesterov"], cfg["schedule"]) == ("sgd", 0.9, False, "step")
+    assert (cfg["epochs"], cfg["factor"], cfg["lr"], cfg["batch_size"]) == (epochs, factor, lr, batch)
+    assert (cfg["weight_decay"], cfg["warmup_epochs"]) == (decay, warmup)
+    assert [drop * epochs for drop in cfg["drops"]] == pytest.approx(drops)
+
+
+def test_the_recipe_of_the_study_mirrors_borders_and_leaves_images_as_they_are_unless_told_otherwise():
+    cfg, _ = composed(["recipe=nav200", "dataset=cifar10"])
+    assert (cfg["dataset"]["padding_mode"], cfg["dataset"]["normalize"]) == ("reflect", False)
+    assert composed(["recipe=nav200", "dataset.normalize=true"])[0]["dataset"]["normalize"] is True
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_header_of_a_preset_says_how_to_run_it_and_its_smoke_form_composes(preset):
+    header = [line[2:] for line in (CONF / f"experiment/{preset}.yaml").read_text().splitlines() if line[:2] == "# "]
+    words = {line.split()[0]: line.split()[1:] for line in header if not line.startswith(" ")}
+    assert {"command", "smoke", "hardware", "claims"} <= words.keys()
+    assert words["command"][:3] == ["kdbench-train", "-m", f"experiment={preset}"]
+    assert words["smoke"][:2] == ["kdbench-train", f"experiment={preset}"]
+    cfg, _ = composed(words["smoke"][1:])
+    assert (cfg["recipe"]["epochs"], cfg["trainer"]["max_batches"]) == (1, 2)
 
 
 def test_networks_are_options_of_both_groups():

@@ -122,7 +122,7 @@ REFUSED = {
     "plus=[fitnet] plus.fitnet.training=staged": ["plus=[fitnet] is not possible", "plus.fitnet.training=joint"],
     "method=fsp teacher=wrn_16_2 student=resnet8": ["fsp", "same widths", "32", "16"],
     "method=at plus=[fsp] plus.fsp.training=joint teacher=wrn_10_2": ["fsp", "same widths"],
-    "method=one student=mobilenetv2 dataset.image_size=32": ["ResNet, WRN and VGG", "MobileNetV2"],
+    "method=one student=mobilenetv2 dataset.image_size=32": ["ResNet, WRN, VGG and LeNet", "MobileNetV2"],
     "method=one method.last_norm=shared": ["last_norm=shared"],
     "method=dml method.peers=[]": ["peers=[]"],
     "method=dml method.peers=[resnet9]": ["resnet9", "resnet8"],

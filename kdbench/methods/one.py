@@ -76,7 +76,7 @@ class ONE(Method):
         if not isinstance(own, StagedNetwork) or not own.stem_names:
             raise UserError(
                 f"one splits the student before its last stage, which is known for the CIFAR networks of the families "
-                f"ResNet, WRN and VGG, not for {type(own).__name__}"
+                f"ResNet, WRN, VGG and LeNet, not for {type(own).__name__}"
             )
         norm = own.final_norm
         if self.shared and not norm:

@@ -26,6 +26,7 @@ class LeNet5(StagedNetwork):
     """
 
     stage_names = ("conv2",)
+    stem_names = ("conv1",)
     classifier_name = "fc3"
 
     def __init__(self, num_classes: int = 100, in_chans: int = 3):

@@ -105,11 +105,11 @@ def test_dml_ensemble_is_the_mean_probability():
 # ------------------------------------------------------------------------------------------------ ONE
 
 LARGE = {**SIZES, "in_chans": 3, "image_size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-SPLIT = [name for name in NETWORKS if name.startswith(("resnet", "wrn", "vgg"))]
+SPLIT = [name for name in NETWORKS if name.startswith(("resnet", "wrn", "vgg", "lenet"))]
 
 
 @pytest.mark.parametrize("name", SPLIT)
-def test_one_splits_every_resnet_wrn_and_vgg(name, monkeypatch):
+def test_one_splits_every_resnet_wrn_vgg_and_lenet(name, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know the meta device
     with torch.device("meta"):
         method = online("one", name, LARGE)
@@ -125,13 +125,13 @@ def test_one_splits_every_resnet_wrn_and_vgg(name, monkeypatch):
     assert method.export().keys() == method.student.net.state_dict().keys()
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "shufflenetv1", "lenet5"])
+@pytest.mark.parametrize("name", ["mobilenetv2", "shufflenetv1"])
 def test_one_names_the_families_it_knows(name):
-    with pytest.raises(UserError, match="ResNet, WRN and VGG"):
+    with pytest.raises(UserError, match="ResNet, WRN, VGG and LeNet"):
         online("one", name, LARGE)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn_10_2", "vgg8"])
+@pytest.mark.parametrize("name", ["resnet8", "wrn_10_2", "vgg8", "lenet5"])
 def test_a_branch_computes_what_the_whole_network_would(name):
     method = online("one", name, LARGE).eval()
     branch = method.branches[0]
