@@ -173,7 +173,7 @@ def description(option: str) -> str:
 
 
 def options(group: str) -> list[str]:
-    """Names of the files of a group of `conf/` and its folders, sorted; those that start with an underscore are parts."""
+    """Names of the files of a group of `conf/`, folders included, sorted; those with a leading underscore are parts."""
     files = [file for file in (CONF / group).rglob("*.yaml") if not file.stem.startswith("_")]
     return sorted(str(file.relative_to(CONF / group).with_suffix("")) for file in files)
 
