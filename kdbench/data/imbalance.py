@@ -135,14 +135,26 @@ def subset(labels: np.ndarray, imbalance: dict, num_classes: int | None = None) 
     return np.sort(np.concatenate(kept))
 
 
+def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Which classes have many (over 100), medium (20 to 100) and few (below 20) training images.
+
+    Args:
+        class_counts: (K,) images of each class.
+
+    Returns:
+        (K,) bool for each of the three, which share no class.
+    """
+    many, few = class_counts > MANY, class_counts < FEW
+    return {"many": many, "medium": ~(many | few), "few": few}
+
+
 def shots(class_counts: np.ndarray) -> dict[str, int]:
-    """How many classes have many (over 100), medium (20 to 100) and few (below 20) training images.
+    """How many classes are in each of the ``shot_groups``.
 
     Args:
         class_counts: (K,) images of each class.
     """
-    many, few = int((class_counts > MANY).sum()), int((class_counts < FEW).sum())
-    return {"many": many, "medium": len(class_counts) - many - few, "few": few}
+    return {name: int(members.sum()) for name, members in shot_groups(class_counts).items()}
 
 
 def record(imbalance: dict, labels: np.ndarray, num_classes: int) -> dict:
