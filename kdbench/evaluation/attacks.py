@@ -22,7 +22,7 @@ def fgsm(network: Score, images: Tensor, labels: Tensor, eps: float = EPS) -> Te
     """clip(x + eps sign(d CE / dx)): Goodfellow et al., ICLR 2015, arXiv 1412.6572.
 
     Args:
-        network: any samples of a batch apart, as in eval mode.
+        network: its logits of an image depend on that image alone, as in eval mode.
         images: (B,C,H,W) in [0, 1].
         labels: (B,) int64.
         eps: largest change of a pixel.
@@ -47,7 +47,7 @@ def pgd(
     From a point drawn uniformly from the ball; the last point, whether or not an earlier one fooled the network.
 
     Args:
-        network: any samples of a batch apart, as in eval mode.
+        network: its logits of an image depend on that image alone, as in eval mode.
         images: (B,C,H,W) in [0, 1].
         labels: (B,) int64.
         generator: draws the start; one of the CPU gives the same start on every device.

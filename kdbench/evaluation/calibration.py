@@ -72,8 +72,7 @@ def adaptive_ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 
     The adaptive binning of Nixon et al. (CVPR Workshops 2019, arXiv 1904.01685), of the largest probability alone: not
     their ACE, which is the mean over the probabilities of every class. Samples sorted by confidence are cut into `bins`
-    runs whose lengths differ by one at most, the longer first; samples of equal confidence stay in the order given. Of
-    fewer samples than bins each has its own.
+    runs whose lengths differ by one at most, the longer first; samples of equal confidence stay in the order given.
 
     Args:
         logits: (N,K).
@@ -81,7 +80,7 @@ def adaptive_ece(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
         bins: >= 1.
     """
     confidence, excess = _top_label(logits, labels)
-    runs = excess[confidence.argsort(stable=True)].tensor_split(min(bins, len(labels)))
+    runs = excess[confidence.argsort(stable=True)].tensor_split(bins)
     return torch.stack([run.sum() for run in runs]).abs().sum().item() / len(labels)
 
 

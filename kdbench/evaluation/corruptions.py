@@ -14,7 +14,7 @@ from kdbench.data.label_files import named_errors
 from kdbench.errors import UserError
 
 SEVERITIES = 5
-# in the order of the paper's table 1
+# in the paper's order
 BENCHMARK = tuple(
     "gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur zoom_blur snow frost fog brightness "
     "contrast elastic_transform pixelate jpeg_compression".split()
@@ -111,7 +111,7 @@ def _mapped(folder: Path, name: str) -> np.ndarray:
 def summary(accuracies: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
     """Mean over the benchmark's corruptions that were scored, and the severities; all count alike.
 
-    Not the paper's mCE, which divides each corruption's error by AlexNet's: that is defined for ImageNet-C alone.
+    Not the paper's mCE, which divides each corruption's error by AlexNet's: those figures are for ImageNet-C.
 
     Args:
         accuracies: of each corruption, at severities 1 to 5, fractions.

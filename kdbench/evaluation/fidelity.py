@@ -19,7 +19,7 @@ def kl(student: Tensor, teacher: Tensor) -> float:
 def cka(first: Tensor, second: Tensor) -> float | None:
     """Linear CKA of two embeddings of the same samples (Kornblith et al., ICML 2019, arXiv 1905.00414).
 
-    ||Y'X||_F^2 / (||X'X||_F ||Y'Y||_F) of the centred embeddings, their feature-space form of eq. 3: no N x N matrix is
+    ||Y'X||_F^2 / (||X'X||_F ||Y'Y||_F) of the centred embeddings, in feature space: no N x N matrix is
     made. 1 for embeddings that differ by rotation, reflection, isotropic scaling and shift; 0 for uncorrelated ones.
     It is biased upwards where N is not much larger than D1 and D2.
 

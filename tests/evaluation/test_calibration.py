@@ -97,6 +97,12 @@ def test_certain_predictions_share_the_last_bin():
     assert ece(logits, torch.tensor([0, 1]), 10) == pytest.approx(0.475, abs=1e-12)
 
 
+def test_a_confidence_on_an_edge_is_in_the_bin_below():
+    # 0.5 (right) is in (0, 0.5], 0.6 (wrong) in (0.5, 1]; together their errors would nearly cancel
+    logits = torch.tensor([[0.0, 0.0], [math.log(1.5), 0.0]], dtype=torch.float64)
+    assert ece(logits, torch.tensor([0, 1]), 2) == pytest.approx((0.5 + 0.6) / 2, abs=1e-12)
+
+
 def test_logits_that_could_be_probabilities_are_logits():
     logits = torch.tensor([[0.9, 0.1], [0.2, 0.8]], dtype=torch.float64)
     labels = torch.tensor([0, 1])

@@ -1,4 +1,4 @@
-"""Fidelity to the teacher; CKA against Kornblith et al. (ICML 2019), eq. 3, in its N x N form."""
+"""Fidelity to the teacher; CKA against Kornblith et al. (ICML 2019), in its N x N form."""
 
 import math
 
