@@ -10,8 +10,9 @@ from hydra.utils import get_class
 from kdbench import lightweight, loggers, teachers, weights
 from kdbench.data.module import DataModule
 from kdbench.data.streams import derive
+from kdbench.evaluation.passes import score
 from kdbench.files import digest, write_json
-from kdbench.fit import fit, score, trainer
+from kdbench.fit import fit, trainer
 from kdbench.methods.base import Method
 from kdbench.methods.ce import CE
 from kdbench.methods.lwkd import Bank
@@ -83,7 +84,9 @@ def distill(run: Run, cfg: dict[str, Any], role: str, conduct: Callable[[dict[st
         raise
     finally:
         done = run.result() or {}
-        mirror.finish({key: done[key] for key in ("test", "members", "val", "cost", "teacher") if done.get(key)}, code)
+        mirror.finish(
+            {key: done[key] for key in ("test", "fidelity", "members", "val", "cost", "teacher") if done.get(key)}, code
+        )
     log.info("%s: test accuracy %.2f %%", run.name, 100 * result["test"]["accuracy"])
 
 

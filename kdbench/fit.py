@@ -4,18 +4,17 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from kdbench import checkpoints, interrupts
 from kdbench.console import hush
 from kdbench.data.module import DataModule
 from kdbench.data.streams import derive
-from kdbench.evaluation.classification import Classification
+from kdbench.evaluation.assessment import Memory, assess
+from kdbench.evaluation.passes import score, score_student
 from kdbench.files import read_lines, write_text
 from kdbench.loggers import Logger
 from kdbench.methods.base import Method
@@ -51,37 +50,6 @@ def trainer(options: dict[str, Any], epochs: int, directory: Any, callbacks: lis
         plugins=[checkpoints.InPlace()],
         callbacks=callbacks,
     )
-
-
-Predict = Callable[[Tensor], dict[str, Tensor]]
-
-
-def score(trainer: pl.Trainer, method: Method, loader: Any, predict: Predict) -> dict[str, dict[str, float]]:
-    """`accuracy`, `top5` (fractions) and `nll` (nats) on a loader of every prediction; train mode is restored.
-
-    Args:
-        trainer: whose device and precision are used.
-        method: put in eval mode meanwhile.
-        loader: of batches.
-        predict: from images to logits (B,K) by name.
-    """
-    counts: dict[str, Classification] = {}
-    training = method.training
-    method.eval()
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
-        for batch in loader:
-            images, labels, _ = trainer.strategy.batch_to_device(batch)
-            for name, logits in predict(images).items():
-                if name not in counts:
-                    counts[name] = Classification(logits.shape[1]).to(logits.device)
-                counts[name].update(logits.float(), labels)
-    method.train(training)
-    return {name: count.compute() for name, count in counts.items()}
-
-
-def score_student(trainer: pl.Trainer, method: Method, loader: Any) -> dict[str, float]:
-    """As `score`, of the student alone."""
-    return score(trainer, method, loader, lambda images: {"student": method(images)})["student"]
 
 
 def members(scores: dict[str, dict[str, float]]) -> dict[str, Any] | None:
@@ -147,9 +115,11 @@ class History(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop the rows that the checkpoint does not know of."""
+        assert isinstance(pl_module, Method)
         rows = [row for row in read_lines(self.run.metrics) if row["epoch"] < trainer.current_epoch]
         write_text(self.run.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         self.validation = self.data.val_dataloader()
+        self.memory = Memory(trainer, pl_module.teacher, self.data)
         self._begin(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -177,6 +147,7 @@ class History(pl.Callback):
             self.warned = True
         if self.data.val_size:
             row |= {f"val/{key}": value for key, value in score_student(trainer, pl_module, self.validation).items()}
+        row |= {f"noisy/{name}": share for name, share in self.memory.shares(pl_module.student).items()}
         if self.test_every and (epoch + 1) % self.test_every == 0:
             test = score_student(trainer, pl_module, self.data.test_dataloader())
             row |= {f"test/{key}": value for key, value in test.items()}
@@ -221,7 +192,7 @@ def fit(
     """Train to the end, from the newest whole checkpoint if there is one, and look at the test set once.
 
     Returns:
-        The measured part of the result: `test`, `members`, `val`, `best_on_test`, `cost`.
+        The measured part of the result: `test`, `fidelity`, `members`, `val`, `best_on_test`, `cost`.
     """
     options, epochs = cfg["trainer"], method.epochs
     history = History(run, data, mirror, screen, options["test_every"])
@@ -244,15 +215,16 @@ def fit(
             raise
     method.to(device)
     scores = score(engine, method, data.test_dataloader(), method.predictions)
-    test = scores["student"]
+    found = assess(engine, method.student, method.teacher, data)
     rows = list(read_lines(run.metrics))
     last = rows[-1] if rows else {}  # none where recipe.stop_after is 0
     validated = {key[4:]: value for key, value in last.items() if key.startswith("val/")}
     best = history.best_on_test or {"accuracy": None, "epoch": None}
     return {
-        "test": test,
+        "test": {**found["test"], **scores["student"]},
+        "fidelity": found["fidelity"],
         "members": members(scores),
-        "val": validated or dict.fromkeys(test),
+        "val": validated or dict.fromkeys(scores["student"]),
         "best_on_test": {**best, "selection_rule": False},
         "cost": {
             "train_seconds": history.seconds,

@@ -12,7 +12,8 @@ from torch import nn
 from kdbench import config
 from kdbench.data.batch import Batch
 from kdbench.errors import UserError
-from kdbench.fit import Stages, score, score_student
+from kdbench.evaluation.passes import score, score_student
+from kdbench.fit import Stages
 from kdbench.methods.lwkd import Bank
 from kdbench.models._base import StagedNetwork
 from kdbench.models.build import build

@@ -17,6 +17,7 @@ from kdbench.errors import UserError
 
 RESIDENT_LIMIT = 2 * 2**30  # bytes of images up to which dataset.loader=auto keeps them on the device
 EVAL_BATCH_SIZE = 256  # at least: evaluation needs no gradients
+WATCHED = 5000  # wrongly labelled training images that are looked at after every epoch, at most
 
 
 class DataModule(pl.LightningDataModule):
@@ -40,6 +41,8 @@ class DataModule(pl.LightningDataModule):
         mean, std: Per channel, for networks to normalise with; 0 and 1 with ``dataset.normalize=false``.
         classes: Their names.
         train_size, val_size, test_size: Samples in each part.
+        wrong_size, wrong_true: How many wrongly labelled training images ``wrong_dataloader`` has, and their true
+            labels, (wrong_size,) int64.
         train_index, train_labels, true_labels: (train_size,) int64 of the training part: position in the
             source's training set, label trained on, label without noise.
         labels_hash: SHA-256 (hex) of ``train_labels`` and ``train_index``.
@@ -90,12 +93,17 @@ class DataModule(pl.LightningDataModule):
             raise UserError(f"recipe.batch_size={self.batch_size}: the training set has only {len(fit)} images")
 
         checked_on = true if self.noise["clean_validation"] else labels
+        wrong = fit[labels[fit] != true[fit]]
+        wrong = wrong[np.linspace(0, len(wrong) - 1, min(len(wrong), WATCHED)).astype(int)]
         self._parts = {
             "train": Part(train.images[index[fit]], labels[fit], index[fit]),
             "val": Part(train.images[index[held]], checked_on[held], index[held]),
             "test": Part(test.images, test.labels, np.arange(len(test.labels))),
+            "wrong": Part(train.images[index[wrong]], labels[wrong], index[wrong]),
         }
-        self.train_size, self.val_size, self.test_size = (len(p.labels) for p in self._parts.values())
+        sizes = (len(part.labels) for part in self._parts.values())
+        self.train_size, self.val_size, self.test_size, self.wrong_size = sizes
+        self.wrong_true = true[wrong]
         self.train_index, self.train_labels, self.true_labels = index[fit], labels[fit], true[fit]
         trained_on = self.train_labels.tobytes() + self.train_index.tobytes()
         self.labels_hash = hashlib.sha256(trained_on).hexdigest()
@@ -150,6 +158,10 @@ class DataModule(pl.LightningDataModule):
     def test_dataloader(self) -> Loader:
         """Batches of the test set, in source order."""
         return self._loader("test")
+
+    def wrong_dataloader(self) -> Any:
+        """Batches of wrongly labelled training images, not augmented, with the labels trained on; or an empty list."""
+        return self._loader("wrong") if self.wrong_size else []
 
     def _loader(self, name: str, training: bool = False) -> Loader:
         if self.trainer is not None and self.trainer.world_size > 1:

@@ -150,3 +150,34 @@ def test_a_training_set_smaller_than_a_batch_is_refused():
     with pytest.raises(UserError, match=r"recipe\.batch_size=500: the training set has only 462 images"):
         module("fake", batch_size=500)
     assert len(module("fake", batch_size=462).train_dataloader()) == 1
+
+
+@pytest.mark.parametrize("loader", ["resident", "streaming"])
+def test_wrongly_labelled_training_images_are_looked_at_as_they_are(loader, monkeypatch):
+    noisy = {"noise": group("noise", "symmetric", rate=0.5)}
+    data = module("fake", loader=loader, workers=0, **noisy)
+    wrong = data.train_labels != data.true_labels
+    batches = list(data.wrong_dataloader())
+    assert data.wrong_size == wrong.sum() == sum(len(batch.labels) for batch in batches)
+    index = torch.cat([batch.index for batch in batches]).numpy()
+    assert np.array_equal(index, data.train_index[wrong])
+    assert np.array_equal(torch.cat([batch.labels for batch in batches]).numpy(), data.train_labels[wrong])
+    assert np.array_equal(data.wrong_true, data.true_labels[wrong])
+    images, _ = sources.load(data.dataset)
+    shown = torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(shown, images.images[index] / 255, atol=1e-6)
+
+
+def test_at_most_so_many_wrong_labels_are_looked_at_spread_over_the_training_set(monkeypatch):
+    monkeypatch.setattr("kdbench.data.module.WATCHED", 10)
+    data = module("fake", noise=group("noise", "symmetric", rate=0.5))
+    index = torch.cat([batch.index for batch in data.wrong_dataloader()]).numpy()
+    wrong = data.train_index[data.train_labels != data.true_labels]
+    assert len(index) == data.wrong_size == 10 < len(wrong)
+    assert set(index) <= set(wrong)
+    assert {index[0], index[-1]} == {wrong[0], wrong[-1]}
+
+
+def test_without_noise_no_label_is_wrong():
+    data = module("fake")
+    assert (data.wrong_size, len(data.wrong_true), data.wrong_dataloader()) == (0, 0, [])
