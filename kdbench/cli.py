@@ -11,6 +11,7 @@ from rich.table import Table
 from kdbench import config
 from kdbench.errors import RunFailed, UserError
 from kdbench.models.catalogue import NETWORKS
+from kdbench.records import default_outputs
 
 _PLURALS = {
     "methods": "method", "teachers": "teacher", "students": "student", "datasets": "dataset", "recipes": "recipe",
@@ -85,6 +86,13 @@ def controls(args: argparse.Namespace) -> int:
     return controls.main(args.overrides, seeds, args.json)
 
 
+def evaluate(args: argparse.Namespace) -> int:
+    """Evaluate finished runs."""
+    from kdbench import evaluate
+
+    return evaluate.main(args.runs, default_outputs(), args.attacks, args.images, args.corruptions)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="kdbench", description="Look around kdbench; kdbench-train runs.")
@@ -106,6 +114,12 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--seeds", default="0,1,2", help="of the students (default 0,1,2)")
     command.add_argument("--json", help="also write the figures to this file")
     command.set_defaults(run=controls)
+    command = commands.add_parser("evaluate", help="measure more of finished runs: attacks, corrupted images")
+    command.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory, or its id")
+    command.add_argument("--attacks", action="store_true", help="FGSM and PGD-20 on student and teacher")
+    command.add_argument("--images", type=int, help="attack only so many test images (default all)")
+    command.add_argument("--corruptions", metavar="FOLDER", help="folder of CIFAR-10-C or CIFAR-100-C, or its like")
+    command.set_defaults(run=evaluate)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

@@ -87,7 +87,7 @@ def check(cfg: dict[str, Any]) -> None:
     if cfg["teacher"]["checkpoint"]:
         sizes = sizes_of(cfg["dataset"])
         weights.check_classes(Path(cfg["teacher"]["checkpoint"]), "teacher.checkpoint", sizes.num_classes)
-        _from_file(cfg["teacher"], sizes)
+        from_file(cfg["teacher"], sizes)
 
 
 def obtain(cfg: dict[str, Any], identity: str, conduct: Callable[[dict[str, Any], str], Run], sizes: Sizes) -> Taught:
@@ -104,7 +104,7 @@ def obtain(cfg: dict[str, Any], identity: str, conduct: Callable[[dict[str, Any]
     """
     teacher = cfg["teacher"]
     if teacher["checkpoint"]:
-        return Taught(_from_file(teacher, sizes), teacher["name"], identity, None, None)
+        return Taught(from_file(teacher, sizes), teacher["name"], identity, None, None)
     return from_run(conduct(own_config(cfg), "teacher"), teacher, sizes)
 
 
@@ -130,7 +130,12 @@ def from_run(run: Run, teacher: dict[str, Any], sizes: Sizes) -> Taught:
     return Taught(network, teacher["name"], run.id, result["test"]["accuracy"], result["cost"]["train_seconds"])
 
 
-def _from_file(teacher: dict[str, Any], sizes: Sizes) -> "Network":
+def from_file(teacher: dict[str, Any], sizes: Sizes) -> "Network":
+    """The network of `teacher.checkpoint`.
+
+    Raises:
+        UserError: it cannot be read, or belongs to another network or other classes.
+    """
     network = _build(teacher, sizes, teacher["mean"] or sizes.mean, teacher["std"] or sizes.std)
     path = Path(teacher["checkpoint"])
     weights.load_into(network.net, weights.read(path, "teacher.checkpoint"), f"teacher.checkpoint={path}")

@@ -147,27 +147,36 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Shuffled and augmented batches of the training part; the last partial one is dropped."""
-        self._train_loader = self._loader("train", training=True)
+        self._train_loader = self._loader(self._parts["train"], training=True)
         self._train_loader.set_epoch(self._epoch)
         return self._train_loader
 
     def val_dataloader(self) -> Any:
         """Batches of the held-out part, in source order; without one an empty list: Lightning skips it."""
-        return self._loader("val") if self.val_size else []
+        return self._loader(self._parts["val"]) if self.val_size else []
 
     def test_dataloader(self) -> Loader:
         """Batches of the test set, in source order."""
-        return self._loader("test")
+        return self._loader(self._parts["test"])
 
     def wrong_dataloader(self) -> Any:
         """Batches of wrongly labelled training images, not augmented, with the labels trained on; or an empty list."""
-        return self._loader("wrong") if self.wrong_size else []
+        return self._loader(self._parts["wrong"]) if self.wrong_size else []
 
-    def _loader(self, name: str, training: bool = False) -> Loader:
+    def changed_dataloader(self, images: np.ndarray) -> Loader:
+        """Batches of the test set with other images (N, H, W, C) uint8 of the same things."""
+        return self._loader(self._parts["test"]._replace(images=images))
+
+    @property
+    def test_labels(self) -> np.ndarray:
+        """(test_size,) int64."""
+        return self._parts["test"].labels
+
+    def _loader(self, part: Part, training: bool = False) -> Loader:
         if self.trainer is not None and self.trainer.world_size > 1:
             raise UserError(f"trainer.devices={self.trainer.world_size}: one device per run")
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        config, part = self.dataset, self._parts[name]
+        config = self.dataset
         batch_size, draws = max(self.batch_size, EVAL_BATCH_SIZE), None
         if training:
             batch_size = self.batch_size

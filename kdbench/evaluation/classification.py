@@ -23,7 +23,8 @@ class Classification(nn.Module):
         """Add a batch: logits (B,K) float32, labels (B,) int64."""
         self.accuracy.update(logits, labels)
         self.top5.update(logits, labels)
-        self.nll.update(F.cross_entropy(logits, labels), weight=len(labels))
+        # one by one: with nan_strategy="disable" torchmetrics 1.9 takes every weight for 1
+        self.nll.update(F.cross_entropy(logits, labels, reduction="none"))
 
     def compute(self) -> dict[str, float]:
         """`accuracy`, `top5` as fractions and `nll` in nats of everything since the last call; then forgets it."""
