@@ -1,4 +1,4 @@
-"""`kdbench ls | doctor | bench`. Imports torch only where a command needs it."""
+"""`kdbench ls | doctor | bench | controls | sync`. Imports torch only where a command needs it."""
 
 import argparse
 import os
@@ -85,6 +85,13 @@ def controls(args: argparse.Namespace) -> int:
     return controls.main(args.overrides, seeds, args.json)
 
 
+def sync(args: argparse.Namespace) -> int:
+    """Send offline W&B runs."""
+    from kdbench import records, sync
+
+    return sync.main(records.root(), args.project, args.entity, args.dry_run)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="kdbench", description="Look around kdbench; kdbench-train runs.")
@@ -106,6 +113,11 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--seeds", default="0,1,2", help="of the students (default 0,1,2)")
     command.add_argument("--json", help="also write the figures to this file")
     command.set_defaults(run=controls)
+    command = commands.add_parser("sync", help="send the W&B runs that were recorded offline")
+    command.add_argument("--project", help="W&B project instead of the runs' own")
+    command.add_argument("--entity", help="W&B user or team instead of the runs' own")
+    command.add_argument("--dry-run", action="store_true", help="only list them")
+    command.set_defaults(run=sync)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

@@ -21,6 +21,7 @@ from kdbench.files import read_lines, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
     from wandb import Run
 
 log = logging.getLogger("kdbench")
@@ -34,7 +35,7 @@ class RunInfo:
         id: stable over resumes; W&B knows the run by it.
         name: what people read.
         directory: of the run; mirrors write nowhere else.
-        group: runs to be compared with each other.
+        group: the setting; its runs differ in their seeds only.
         job_type: `teacher`, `distill` or `baseline`.
         tags: words to filter by.
         config: the resolved configuration, nested plain values.
@@ -292,7 +293,8 @@ class _Wandb:
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         try:
-            self._run.summary.update(dict(_flat(summary)))
+            # a list, of classes say, is no column of a table and no point of a plot: result.json has it
+            self._run.summary.update({key: value for key, value in _flat(summary) if not isinstance(value, list)})
         finally:
             self._close(exit_code)
 

@@ -1,5 +1,6 @@
 """What runs have left behind, read from their directories. Imports no torch, writes nothing."""
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,12 @@ class Record:
         return yaml.safe_load(path.read_text()) if path.exists() else {}
 
     @property
+    def attempt(self) -> str:
+        """Name of the run on a server that never forgets one: the id, with `-2`, `-3` ... where it was forced again."""
+        again = len(list((self.directory / "previous").glob("*")))
+        return f"{self.id}-{again + 1}" if again else self.id
+
+    @property
     def epochs(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`, one an epoch."""
         return list(read_lines(self.directory / "metrics.jsonl"))
@@ -53,12 +60,14 @@ class Record:
         """
         if self.result:
             return "finished"
-        if self._locked():
+        if self.locked:
             return "running"
         said: str = self.status.get("state", "new")
         return "interrupted" if said in ("running", "finished") else said
 
-    def _locked(self) -> bool:
+    @property
+    def locked(self) -> bool:
+        """Whether a process holds the run, be it only for the last words to a mirror."""
         path = self.directory / ".lock"
         if not path.exists():
             return False
@@ -67,6 +76,11 @@ class Record:
                 return False
         except Timeout:
             return True
+
+
+def root() -> Path:
+    """Where all records are, for commands that compose no configuration: as `outputs` in `conf/train.yaml`."""
+    return Path(os.environ.get("KDBENCH_OUTPUTS") or "outputs")
 
 
 def records(outputs: Path) -> Iterator[Record]:
