@@ -105,7 +105,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
                 return {"errors": [{"message": "no such project"}]}
             self.server.runs[values["name"]] |= {key: value for key, value in values.items() if value is not None}
             self.server.deaf = self.server.deaf_after_start
-            project = {"name": "kdbench", "entity": {"name": "me"}}
+            project = {"name": values["project"], "entity": {"name": values.get("entity") or "me"}}
             bucket = {
                 "id": "x",
                 "name": values["name"],

@@ -1,0 +1,197 @@
+"""A sweep in W&B: one run a job, grouped by setting; sent from its offline files; named rightly by the dashboard."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from kdbench import cli, loggers, sync
+from kdbench.records import Record, records
+from tests.conftest import TINY
+from tests.wandb_stand_in import KEY, offline
+
+SWEEP = [
+    *(word for word in TINY if not word.startswith(("logger", "recipe.epochs"))),
+    "recipe.epochs=2", "noise=symmetric", "imbalance=longtail", "imbalance.factor=2", "logger=wandb", "logger.mode=offline",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Outputs of a real sweep."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment |= {"KDBENCH_OUTPUTS": str(outputs), "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "kdbench.train", "-m", "method=ce,kd", "seed=0,1", *SWEEP]
+    subprocess.run(command, env=environment, check=True, cwd=outputs)
+    return outputs
+
+
+def runs(outputs):
+    """What the only attempt of every run wrote for W&B, by the run's directory."""
+    return {record.directory.name: offline(record.directory)[0] for record in records(outputs)}
+
+
+def test_a_sweep_gives_one_run_a_job_and_its_teacher_once(swept):
+    found = runs(swept)
+    assert [len(offline(swept / "runs" / name)) for name in found] == [1] * 5
+    kinds = sorted((run.run.job_type, run.config["method"]["name"], run.config["seed"]) for run in found.values())
+    assert kinds == [
+        ("baseline", "ce", 0), ("baseline", "ce", 1), ("distill", "kd", 0), ("distill", "kd", 1),
+        ("teacher", "ce", 0),
+    ]  # fmt: skip
+    for name, run in found.items():
+        assert name == f"{run.run.display_name}-{run.run.run_id}"
+        assert list(run.run.tags) == [run.config["method"]["name"], "fake", "symmetric", "longtail"]
+        assert run.exit_code == 0
+        assert [row["epoch"] for row in run.history] == [0, 1]
+
+
+def test_a_group_holds_the_seeds_of_a_setting_and_nothing_else(swept):
+    groups = defaultdict(list)
+    for run in runs(swept).values():
+        groups[run.run.run_group.rpartition("-")[0]].append((run.run.job_type, run.config["seed"]))
+    rest = "fake-symmetric0.4-longtail2"
+    assert {name: sorted(seeds) for name, seeds in groups.items()} == {
+        f"ce-resnet8-{rest}": [("baseline", 0), ("baseline", 1)],
+        f"kd-resnet14-resnet8-{rest}": [("distill", 0), ("distill", 1)],
+        f"ce-resnet14-{rest}": [("teacher", 0)],
+    }
+    assert len({run.run.run_group for run in runs(swept).values()}) == 3
+
+
+def test_the_summary_is_the_result_under_names_that_can_be_plotted(swept):
+    for name, run in runs(swept).items():
+        result = json.loads((swept / "runs" / name / "result.json").read_text())
+        for group in ("test", "val", "cost"):
+            for key, value in result[group].items():
+                if not isinstance(value, list | dict):
+                    assert run.summary[f"{group}/{key}"] == value
+        assert not any(isinstance(value, list | dict) for value in run.summary.values())
+        assert run.history[-1]["val/accuracy"] == result["val"]["accuracy"]
+
+
+# ------------------------------------------------------------------------------------------------ sync
+
+
+@pytest.fixture
+def to_send(swept, tmp_path, monkeypatch):
+    """A copy of the sweep's outputs, and a machine on which W&B has neither key nor mode."""
+    outputs = tmp_path / "outputs"
+    subprocess.run(["cp", "-r", swept, outputs], check=True)
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    for name in ("WANDB_SILENT", "WANDB_ERROR_REPORTING", "WANDB_MODE"):  # what is set meanwhile is taken back
+        monkeypatch.setenv(name, "false")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KDBENCH_OUTPUTS", str(outputs))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    loggers._has_key.cache_clear()
+    yield outputs
+    loggers._has_key.cache_clear()
+
+
+@pytest.fixture
+def account(server, monkeypatch, to_send):
+    """The same machine with a key for the stand-in server."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    wandb.teardown()  # it reads the environment once
+    yield server
+    wandb.teardown()
+
+
+def test_what_is_sent_arrives_whole_and_is_not_sent_again(to_send, account, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_MODE", "offline")  # as where the runs were made
+    assert cli.main(["sync"]) == 0
+    assert "5 of 5 sent" in capfd.readouterr().out
+    expected = runs(to_send)
+    assert set(account.history) == {run.run.run_id for run in expected.values()}
+    for run in expected.values():
+        rows = [{key: value for key, value in row.items() if key[0] != "_"} for row in account.history[run.run.run_id]]
+        assert rows == run.history
+        assert account.runs[run.run.run_id]["groupName"] == run.run.run_group
+        assert account.runs[run.run.run_id]["project"] == "kdbench"
+
+    account.history.clear()
+    assert cli.main(["sync"]) == 0
+    assert "0 offline W&B runs to send" in capfd.readouterr().out
+    assert not account.history
+
+
+def test_what_the_server_refuses_is_named_and_sent_the_next_time(to_send, account, capfd):
+    refused = next(records(to_send))
+    account.refused = {refused.id}
+    assert cli.main(["sync", "--project", "other", "--entity", "us"]) == 1
+    said = capfd.readouterr()
+    assert "no such project" in said.err
+    assert [line for line in said.out.splitlines() if line.startswith("not sent")] == [
+        f"not sent, see wandb's errors above: {refused.directory}"
+    ]
+    assert "4 of 5 sent" in said.out
+    assert {(told["project"], told["entity"]) for told in account.runs.values()} == {("other", "us")}
+
+    account.refused = set()
+    account.history.clear()
+    assert cli.main(["sync"]) == 0
+    assert "1 of 1 sent" in capfd.readouterr().out
+    assert set(account.history) == {refused.id}
+
+
+def test_a_run_under_way_and_one_set_aside_are_left_alone(to_send, capfd):
+    first, second, *rest = records(to_send)
+    place = second.directory / "previous" / "2026-01-01_00-00-00-1"
+    place.mkdir(parents=True)
+    (second.directory / "wandb").rename(place / "wandb")
+    with FileLock(first.directory / ".lock"):
+        assert cli.main(["sync", "--dry-run"]) == 0
+    said = capfd.readouterr().out
+    assert "3 offline W&B runs to send" in said
+    assert "1 under way" in said
+    assert "1 set aside by force=true" in said
+    for record in rest:
+        assert record.directory.name in said
+    assert f"\n{first.directory.name}" not in said
+    assert f"\n{second.directory.name}" not in said
+
+
+def test_without_a_key_nothing_is_tried(to_send, capfd):
+    assert cli.main(["sync"]) == 2
+    said = capfd.readouterr()
+    assert said.err == "error: W&B has no key: `wandb login` stores one, or set WANDB_API_KEY\n"
+    assert not list(to_send.rglob("*.synced"))
+
+
+def test_with_nothing_to_send_no_key_is_needed(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("KDBENCH_OUTPUTS", str(tmp_path))
+    assert cli.main(["sync"]) == 0
+    assert capfd.readouterr().out == f"0 offline W&B runs to send below {tmp_path}\n"
+
+
+def test_attempts_of_a_run_are_sent_in_the_order_of_their_start(tmp_path):
+    directory = tmp_path / "runs" / "kd-s0-0123456789ab"
+    starts = ("20260102_000000", "20260101_235959", "20260103_000000")
+    for start in starts:
+        file = directory / "wandb" / f"offline-run-{start}-0123456789ab" / "run-0123456789ab.wandb"
+        file.parent.mkdir(parents=True)
+        file.touch()
+    file.with_suffix(".wandb.synced").touch()
+    (directory / "wandb" / "latest-run").symlink_to(file.parent)
+    assert [file.parent.name[12:20] for file in sync.unsent(directory)] == ["20260101", "20260102"]
+
+
+def test_a_run_that_was_forced_again_has_an_id_of_its_own(tmp_path):
+    directory = tmp_path / "kd-s0-0123456789ab"
+    directory.mkdir()
+    assert Record(directory).attempt == "0123456789ab"
+    for time in ("a", "b"):
+        (directory / "previous" / time).mkdir(parents=True)
+    assert Record(directory).attempt == "0123456789ab-3"
