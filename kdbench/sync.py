@@ -47,11 +47,11 @@ def main(outputs: Path, project: str | None, entity: str | None, dry_run: bool) 
     waiting.sort(key=lambda pair: pair[1][0].parent.name)
     aside = sum(len(unsent(place)) for place in outputs.glob("runs/*/previous/*"))
 
-    console.print(f"{len(waiting)} offline W&B runs to send below {outputs}")
+    console.print(f"offline W&B runs to send: {len(waiting)}, below {outputs}")
     if running:
-        console.print(f"{running} under way: left alone until they end")
+        console.print(f"under way, left alone until they end: {running}")
     if aside:
-        console.print(f"{aside} set aside by force=true: left alone; `wandb sync` with their directories sends them")
+        console.print(f"set aside by force=true, left alone: {aside}")
     if dry_run:
         for record, files in waiting:
             console.print(f"{record.directory.name}: {', '.join(str(file.parent.name) for file in files)}")
@@ -68,15 +68,24 @@ def main(outputs: Path, project: str | None, entity: str | None, dry_run: bool) 
 
 def _send(directories: list[Path], project: str | None, entity: str | None) -> None:
     """Let wandb upload, several runs at a time, those of one id in the order of their start."""
+    need_key()
+    os.environ.pop("WANDB_SILENT", None)  # its words on what fails are wanted
+    options = [*(("--project", project) if project else ()), *(("--entity", entity) if entity else ())]
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *options, *map(str, directories)])
+
+
+def need_key() -> None:
+    """Make sure that W&B can be spoken to, whatever `WANDB_MODE` says of runs.
+
+    Raises:
+        UserError: there is no key, or one that cannot be one.
+    """
     from kdbench.loggers import wandb_mode
 
-    os.environ.pop("WANDB_MODE", None)  # it is about runs; here `offline` would mean: no key
+    os.environ.pop("WANDB_MODE", None)  # `offline` would mean here: no key
     try:
         mode, why = wandb_mode("online")
-    except Exception as error:  # a key that cannot be one
+    except Exception as error:  # of a class that is private to wandb
         raise UserError(f"W&B refuses the key: {error}") from error
     if mode != "online":
         raise UserError(f"W&B has {why}, or set WANDB_API_KEY")
-    os.environ.pop("WANDB_SILENT", None)
-    options = [*(("--project", project) if project else ()), *(("--entity", entity) if entity else ())]
-    subprocess.run([sys.executable, "-m", "wandb", "sync", *options, *map(str, directories)])

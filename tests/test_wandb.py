@@ -1,7 +1,10 @@
 """A sweep in W&B: one run a job, grouped by setting; sent from its offline files; named rightly by the dashboard."""
 
+import base64
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -11,13 +14,18 @@ import pytest
 from filelock import FileLock
 
 from kdbench import cli, loggers, sync
+from kdbench.config import composed
+from kdbench.errors import UserError
 from kdbench.records import Record, records
 from tests.conftest import TINY
+from tests.test_loggers import script
 from tests.wandb_stand_in import KEY, offline
 
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # of wandb-workspaces
 SWEEP = [
     *(word for word in TINY if not word.startswith(("logger", "recipe.epochs"))),
-    "recipe.epochs=2", "noise=symmetric", "imbalance=longtail", "imbalance.factor=2", "logger=wandb", "logger.mode=offline",
+    "recipe.epochs=2", "noise=symmetric", "imbalance=longtail", "imbalance.factor=2", "logger=wandb",
+    "logger.mode=offline",
 ]  # fmt: skip
 
 
@@ -123,7 +131,7 @@ def test_what_is_sent_arrives_whole_and_is_not_sent_again(to_send, account, monk
 
     account.history.clear()
     assert cli.main(["sync"]) == 0
-    assert "0 offline W&B runs to send" in capfd.readouterr().out
+    assert "runs to send: 0," in capfd.readouterr().out
     assert not account.history
 
 
@@ -154,9 +162,9 @@ def test_a_run_under_way_and_one_set_aside_are_left_alone(to_send, capfd):
     with FileLock(first.directory / ".lock"):
         assert cli.main(["sync", "--dry-run"]) == 0
     said = capfd.readouterr().out
-    assert "3 offline W&B runs to send" in said
-    assert "1 under way" in said
-    assert "1 set aside by force=true" in said
+    assert "runs to send: 3," in said
+    assert "under way, left alone until they end: 1\n" in said
+    assert "set aside by force=true, left alone: 1\n" in said
     for record in rest:
         assert record.directory.name in said
     assert f"\n{first.directory.name}" not in said
@@ -173,7 +181,24 @@ def test_without_a_key_nothing_is_tried(to_send, capfd):
 def test_with_nothing_to_send_no_key_is_needed(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("KDBENCH_OUTPUTS", str(tmp_path))
     assert cli.main(["sync"]) == 0
-    assert capfd.readouterr().out == f"0 offline W&B runs to send below {tmp_path}\n"
+    assert capfd.readouterr().out == f"offline W&B runs to send: 0, below {tmp_path}\n"
+
+
+def test_a_continued_run_is_sent_as_one(account, tmp_path, monkeypatch, capfd):
+    attempts = """
+import time
+directory = outputs / "runs" / "kd-s0-0123456789ab"
+train(loggers.start(OPTIONS, info(directory)), range(2), exit_code=130)
+time.sleep(1.1)  # a directory has the second of its start in its name
+train(loggers.start(OPTIONS, info(directory, resumed=True)), range(2, 4))
+"""
+    (tmp_path / "other").mkdir()
+    done = script(attempts, tmp_path / "other", WANDB_MODE="offline")
+    monkeypatch.setenv("KDBENCH_OUTPUTS", str(done.outputs))
+    assert cli.main(["sync"]) == 0
+    assert "1 of 1 sent" in capfd.readouterr().out
+    assert [row["epoch"] for row in account.history["0123456789ab"]] == [0, 1, 2, 3]
+    assert (account.got["complete"], account.got["exitcode"]) == (True, 0)
 
 
 def test_attempts_of_a_run_are_sent_in_the_order_of_their_start(tmp_path):
@@ -195,3 +220,153 @@ def test_a_run_that_was_forced_again_has_an_id_of_its_own(tmp_path):
     for time in ("a", "b"):
         (directory / "previous" / time).mkdir(parents=True)
     assert Record(directory).attempt == "0123456789ab-3"
+
+
+# ------------------------------------------------------------------------------------------------ dashboard
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "wandb_dashboard.py"
+# numbers that another part of kdbench writes, or a run of another kind than the sweep's
+ELSEWHERE = {
+    "test/balanced_accuracy", "test/brier", "test/ece15", "test/adaptive_ece", "test/scaled_ece15", "test/many",
+    "test/medium", "test/few", "fidelity/agreement", "fidelity/kl", "noisy/wrong", "noisy/true", "noisy/teacher",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dashboard():
+    spec = importlib.util.spec_from_file_location("wandb_dashboard", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def dicts(node):
+    """Every mapping in a JSON value."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from dicts(child)
+
+
+def named_keys(plan):
+    """What a plan names, by where it has to be: `history`, `summary`, `config`, `run`, and patterns of history keys."""
+    found = defaultdict(set)
+    for node in dicts(plan):
+        config = node.get("config", {})
+        match node.get("viewType"):
+            case "Bar Chart":
+                found["summary"] |= {*config["metrics"]}
+            case "Run History Line Plot":
+                found["history"] |= {*config["metrics"], config["xAxis"]}
+                found["pattern"] |= {config["metricRegex"]} if "metricRegex" in config else set()
+            case "Scatter Plot":
+                for axis in ("xAxis", "yAxis"):
+                    section, _, name = config[axis].partition(":")
+                    found[section].add(name)
+        if "groupBy" in node:
+            found["run"].add(node["groupBy"])
+        if set(node) == {"section", "name"}:  # filters, groups, orders
+            found[node["section"]].add(node["name"])
+        for column in node.get("columnOrder", []):
+            section, _, name = column.partition(":")
+            found[section].add(name)
+    return found
+
+
+def holds(config, path):
+    """Whether a configuration has the key that the app calls `<first>.value.<rest>`."""
+    first, value, *rest = path.split(".")
+    assert value == "value"
+    for part in (first, *rest):
+        if not isinstance(config, dict) or part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+@pytest.mark.parametrize("which", ["workspace", "report"])
+def test_the_dashboard_names_nothing_that_runs_do_not_write(swept, dashboard, which):
+    written = list(runs(swept).values())
+    history = {key for run in written for row in run.history for key in row}
+    summary = {key for run in written for key in run.summary}
+    named = named_keys(dashboard.plan(dashboard.workspace("me", "kdbench"), dashboard.report("me", "kdbench"))[which])
+    assert {"val/accuracy", "train/loss", "train/kd", "epoch"} <= named["history"]
+    assert {"test/accuracy", "cost/train_seconds", "teacher/test_accuracy"} <= named["summary"]
+    assert named["history"] - history - ELSEWHERE == set()
+    assert named["summary"] - summary - ELSEWHERE == set()
+    assert all(any(re.search(pattern, key) for key in history) for pattern in named["pattern"])
+
+    configs = [*(run.config for run in written), composed(["imbalance=power_law"])[0]]  # that one has gamma
+    assert {key for key in named["config"] if not any(holds(config, key) for config in configs)} == set()
+    assert named["run"] == {"group", "jobType", "displayName", "state"}
+    assert all(run.run.run_group and run.run.job_type for run in written)
+    assert set(named) <= {"history", "summary", "pattern", "config", "run"}
+
+
+def test_settings_are_the_bars_and_seeds_their_spread(dashboard):
+    panels = [node for node in dicts(dashboard.workspace("me", "kdbench")._spec) if "viewType" in node]
+    aggregated = [panel["config"] for panel in panels if "groupBy" in panel["config"]]
+    assert len(aggregated) > 20
+    for config in aggregated:
+        assert (config["groupBy"], config["groupAgg"], config["groupArea"]) == ("group", "mean", "stddev")
+    assert panels[0]["config"]["metrics"] == ["test/accuracy"]
+
+
+def test_the_baseline_is_a_method_or_an_id(swept, dashboard, tmp_path):
+    by_name = {record.name: record for record in records(swept)}
+    first = by_name["ce-resnet8-fake-symmetric0.4-longtail2-s0"]
+    assert dashboard.baseline_run("ce", swept) == first.id
+    assert dashboard.baseline_run("0123456789ab-2", tmp_path) == "0123456789ab-2"
+    with pytest.raises(UserError, match=r"--baseline at: below .* no finished W&B run"):
+        dashboard.baseline_run("at", swept)
+
+    copied = json.loads((first.directory / "result.json").read_text())
+    copied["config"]["recipe"]["epochs"] = 3
+    for name, config in (("a", first.config), ("b", copied["config"])):
+        directory = tmp_path / "runs" / f"ce-{name}-0123456789ab"
+        directory.mkdir(parents=True)
+        (directory / "result.json").write_text(json.dumps({**copied, "config": config}))
+    with pytest.raises(UserError, match=r"--baseline ce: .* several settings: ce-resnet8.*, ce-resnet8.*id of a run"):
+        dashboard.baseline_run("ce", tmp_path)
+
+    view = dashboard.workspace("me", "kdbench", baseline=first.id)
+    (runset,) = view._spec["spec"]["section"]["runSets"]
+    assert base64.b64decode(runset["baselineRunId"]).decode() == f"Run:v1:{first.id}:kdbench:me"
+
+
+def bare(node):
+    """A plan without its random ids, and without the project that only the server knows."""
+    if isinstance(node, list):
+        return [bare(child) for child in node]
+    if isinstance(node, dict):
+        return {key: bare(child) for key, child in node.items() if key not in ("id", "__id__", "project")}
+    return node
+
+
+def test_a_dry_run_prints_what_would_be_sent(dashboard, account, capsys):
+    words = ["--entity", "me", "--baseline", "0123456789ab"]
+    assert dashboard.main([*words, "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert account.views == []
+
+    assert dashboard.main(words) == 0
+    sent = {view["type"]: json.loads(view["spec"]) for view in account.views}
+    assert bare(sent["project-view"]) == bare(plan["workspace"])
+    assert bare(sent["runs"]) == bare(plan["report"])
+    assert {(view["entityName"], view["projectName"]) for view in account.views} == {("me", "kdbench")}
+    assert [line.split("/me/kdbench")[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"report: {account.url}", f"workspace: {account.url}",
+    ]  # fmt: skip
+
+
+def test_a_project_that_is_not_there_is_one_line_and_nothing_is_saved(dashboard, account, capsys):
+    assert dashboard.main(["--entity", "me", "--project", "other"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: not saved: ValueError: Run set 'students' project 'me/other' not found")
+    assert said.count("\n") == 1
+    assert account.views == []
+
+
+def test_without_a_key_there_is_no_dashboard(dashboard, to_send, capsys):
+    assert dashboard.main(["--entity", "me"]) == 2
+    assert capsys.readouterr().err == "error: W&B has no key: `wandb login` stores one, or set WANDB_API_KEY\n"

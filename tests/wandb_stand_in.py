@@ -69,6 +69,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.refused: set[str] = set()
         self.history: dict[str, list[dict[str, Any]]] = defaultdict(list)  # rows by id of the run
         self.runs: dict[str, dict[str, Any]] = defaultdict(dict)  # what was last said of it, by id
+        self.views: list[dict[str, Any]] = []  # workspaces and reports
         self.got: dict[str, Any] = {}
 
 
@@ -99,7 +100,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         if not self.path.endswith("/graphql"):
             return {}
         query = json.loads(body)
-        values = query["variables"]
+        values = query.get("variables") or {}
         if "upsertBucket" in query["query"]:
             if values["name"] in self.server.refused:
                 return {"errors": [{"message": "no such project"}]}
@@ -117,6 +118,21 @@ class Answer(http.server.BaseHTTPRequestHandler):
         if "createRunFiles" in query["query"]:
             files = [{"name": name, "uploadUrl": f"{self.server.url}/upload/{name}"} for name in values["files"]]
             return {"data": {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": files}}}
+        if "viewer" in query["query"]:
+            return {"data": {"viewer": {"id": "x", "entity": "me", "username": "me", "teams": {"edges": []}}}}
+        if "upsertView" in query["query"]:
+            self.server.views.append(values)
+            project = {"id": "x", "name": values["projectName"], "entityName": values["entityName"]}
+            fields = ("type", "name", "displayName", "description", "spec")
+            view = {"id": f"view{len(self.server.views)}", "project": project, **{key: values[key] for key in fields}}
+            return {"data": {"upsertView": {"view": view, "inserted": True}}}
+        if "ProjectInternalId" in query["query"]:
+            known = {"id": "x", "internalId": "7"} if values["projectName"] == "kdbench" else None
+            return {"data": {"project": known}}
+        if "GetProjects" in query["query"]:
+            node = {"id": "x", "name": "kdbench", "entityName": values["entity"], "createdAt": "2026-01-01T00:00:00Z"}
+            edges = [{"node": {**node, "isBenchmark": False, "user": None}}]
+            return {"data": {"models": {"pageInfo": {"endCursor": None, "hasNextPage": False}, "edges": edges}}}
         return {"data": {}}
 
     def log_message(self, *_: Any) -> None:
