@@ -10,13 +10,14 @@ from kdbench.errors import UserError
 from kdbench.records import records
 
 
-def unsent(directory: Path) -> list[Path]:
-    """The `.wandb` files below a run's directory that were written offline and not uploaded since, oldest first.
+def unsent(directory: Path) -> Path | None:
+    """The newest `.wandb` file below a run's directory, if it was written offline and not uploaded since.
 
-    An attempt leaves one; an interrupted and continued run has several, of one id.
+    A run that was continued has one for each attempt; the newest repeats what the others hold.
     """
-    files = directory.glob("wandb/offline-run-*/run-*.wandb")  # offline-run-<time of its start>-<id>
-    return sorted(file for file in files if not sent(file))
+    files = directory.glob("wandb/*run-*/run-*.wandb")  # offline-run-<time of its start>-<id>, or run- where online
+    newest = max(files, key=lambda file: file.parent.name.removeprefix("offline-"), default=None)
+    return newest if newest and newest.parent.name.startswith("offline-") and not sent(newest) else None
 
 
 def sent(file: Path) -> bool:
@@ -39,53 +40,60 @@ def main(outputs: Path, project: str | None, entity: str | None, dry_run: bool) 
     Raises:
         UserError: there is something to send and no key.
     """
-    waiting, running = [], 0
-    for record in records(outputs):
-        if files := unsent(record.directory):
-            running += record.locked
-            waiting += [] if record.locked else [(record, files)]
-    waiting.sort(key=lambda pair: pair[1][0].parent.name)
-    aside = sum(len(unsent(place)) for place in outputs.glob("runs/*/previous/*"))
+    found = [(record, file) for record in records(outputs) if (file := unsent(record.directory))]
+    waiting = [(record, file) for record, file in found if not record.locked]
+    waiting.sort(key=lambda pair: pair[1].parent.name)
+    aside = sum(unsent(place) is not None for place in outputs.glob("runs/*/previous/*"))
 
     console.print(f"offline W&B runs to send: {len(waiting)}, below {outputs}")
-    if running:
-        console.print(f"under way, left alone until they end: {running}")
+    if len(waiting) < len(found):
+        console.print(f"under way, left alone until they end: {len(found) - len(waiting)}")
     if aside:
         console.print(f"set aside by force=true, left alone: {aside}")
     if dry_run:
-        for record, files in waiting:
-            console.print(f"{record.directory.name}: {', '.join(str(file.parent.name) for file in files)}")
+        for record, _ in waiting:
+            console.print(record.directory.name)
     if dry_run or not waiting:
         return 0
 
-    _send([file.parent for _, files in waiting for file in files], project, entity)
-    failed = [record for record, files in waiting if not all(map(sent, files))]
+    log_in()
+    options = [*(("--project", project) if project else ()), *(("--entity", entity) if entity else ())]
+    _send([file for _, file in waiting], options)
+    for _, file in waiting:
+        # once more and by itself: one file that cannot be read keeps wandb from sending the others
+        if not sent(file):
+            _send([file], options)
+    failed = [record for record, file in waiting if not sent(file)]
     for record in failed:
-        console.print(f"not sent, see wandb's errors above: {record.directory}")
+        # of a killed attempt W&B has written little or nothing; the next one repeats it
+        hint = "" if record.state == "finished" else f" ({record.state}; once continued and finished it can be)"
+        console.print(f"not sent, see wandb's errors above: {record.directory}{hint}")
     console.print(f"{len(waiting) - len(failed)} of {len(waiting)} sent")
     return 1 if failed else 0
 
 
-def _send(directories: list[Path], project: str | None, entity: str | None) -> None:
-    """Let wandb upload, several runs at a time, those of one id in the order of their start."""
-    need_key()
-    os.environ.pop("WANDB_SILENT", None)  # its words on what fails are wanted
-    options = [*(("--project", project) if project else ()), *(("--entity", entity) if entity else ())]
-    subprocess.run([sys.executable, "-m", "wandb", "sync", *options, *map(str, directories)])
+def _send(files: list[Path], options: list[str]) -> None:
+    """Let wandb upload, several runs at a time. Its exit code is 0 whatever happens."""
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SILENT"}
+    directories = [str(file.parent) for file in files]
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *options, *directories], env=environment)
 
 
-def need_key() -> None:
-    """Make sure that W&B can be spoken to, whatever `WANDB_MODE` says of runs.
+def log_in() -> None:
+    """Make sure that W&B answers and knows the key, whatever `WANDB_MODE` says of runs. `wandb sync` alone would wait.
 
     Raises:
-        UserError: there is no key, or one that cannot be one.
+        UserError: there is no key, it is refused, or nobody answers within 20 seconds.
     """
+    import wandb
     from kdbench.loggers import wandb_mode
 
     os.environ.pop("WANDB_MODE", None)  # `offline` would mean here: no key
     try:
         mode, why = wandb_mode("online")
-    except Exception as error:  # of a class that is private to wandb
-        raise UserError(f"W&B refuses the key: {error}") from error
+        if mode == "online":
+            wandb.Api(timeout=20)
+    except wandb.Error as error:
+        raise UserError(f"W&B cannot be reached, or refuses the key: {' '.join(str(error).split())}") from error
     if mode != "online":
         raise UserError(f"W&B has {why}, or set WANDB_API_KEY")

@@ -27,7 +27,7 @@ from kdbench import records
 from kdbench.console import console
 from kdbench.errors import UserError
 from kdbench.experiment import run_of
-from kdbench.sync import need_key
+from kdbench.sync import log_in
 
 NAME = "kdbench"
 MANY = 100  # settings in a panel; the app shows 10 unless told
@@ -243,10 +243,10 @@ def save(view: ws.Workspace, text: wr.Report) -> None:
     """Send both, and say where they are.
 
     Raises:
-        UserError: there is no key.
+        UserError: W&B cannot be reached, or there is no key that it knows.
         NotSaved: see there.
     """
-    need_key()
+    log_in()
     for block in text.blocks:
         for runset in getattr(block, "runsets", []):
             # only now: the server is asked for such a project when the report is put together

@@ -184,33 +184,66 @@ def test_with_nothing_to_send_no_key_is_needed(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out == f"offline W&B runs to send: 0, below {tmp_path}\n"
 
 
-def test_a_continued_run_is_sent_as_one(account, tmp_path, monkeypatch, capfd):
+def test_of_a_killed_and_continued_run_all_epochs_are_sent(account, tmp_path, monkeypatch, capfd):
     attempts = """
-import time
+import json, time
 directory = outputs / "runs" / "kd-s0-0123456789ab"
-train(loggers.start(OPTIONS, info(directory)), range(2), exit_code=130)
+def attempt(epochs, **news):
+    mirror = loggers.start(OPTIONS, info(directory, **news))
+    for epoch in epochs:
+        with (directory / "metrics.jsonl").open("a") as rows:
+            rows.write(json.dumps({"epoch": epoch, "stage": "train", "train/loss": 1 / (epoch + 1)}) + "\\n")
+        mirror.log({"train/loss": 1 / (epoch + 1)}, epoch)
+    mirror.finish({}, 0)
+attempt(range(2))
 time.sleep(1.1)  # a directory has the second of its start in its name
-train(loggers.start(OPTIONS, info(directory, resumed=True)), range(2, 4))
+attempt(range(2, 4), resumed=True)
 """
     (tmp_path / "other").mkdir()
     done = script(attempts, tmp_path / "other", WANDB_MODE="offline")
+    first, _ = sorted(done.outputs.glob("runs/*/wandb/offline-run-*/*.wandb"))
+    first.write_bytes(first.read_bytes()[:7])  # as SIGKILL leaves it
     monkeypatch.setenv("KDBENCH_OUTPUTS", str(done.outputs))
     assert cli.main(["sync"]) == 0
     assert "1 of 1 sent" in capfd.readouterr().out
-    assert [row["epoch"] for row in account.history["0123456789ab"]] == [0, 1, 2, 3]
-    assert (account.got["complete"], account.got["exitcode"]) == (True, 0)
+    sent = [(row["epoch"], row["_step"], row["train/loss"]) for row in account.history["0123456789ab"]]
+    assert sent == [(0, 0, 1), (1, 1, 1 / 2), (2, 2, 1 / 3), (3, 3, 1 / 4)]
+    assert "stage" not in account.history["0123456789ab"][0]
+    assert cli.main(["sync"]) == 0
+    assert "runs to send: 0," in capfd.readouterr().out
 
 
-def test_attempts_of_a_run_are_sent_in_the_order_of_their_start(tmp_path):
-    directory = tmp_path / "runs" / "kd-s0-0123456789ab"
-    starts = ("20260102_000000", "20260101_235959", "20260103_000000")
-    for start in starts:
-        file = directory / "wandb" / f"offline-run-{start}-0123456789ab" / "run-0123456789ab.wandb"
+def test_what_a_killed_run_leaves_is_not_sent_and_says_why(to_send, account, capfd):
+    killed = next(records(to_send))
+    (killed.directory / "result.json").unlink()
+    (killed.directory / "status.json").write_text('{"state": "running"}')
+    file = sync.unsent(killed.directory)
+    file.write_bytes(file.read_bytes()[:7])
+    assert cli.main(["sync"]) == 1
+    said = capfd.readouterr().out
+    assert f"{killed.directory} (interrupted; once continued and finished it can be)\n" in said
+    assert "4 of 5 sent" in said
+
+
+def test_the_newest_attempt_is_the_one_to_send(tmp_path):
+    def attempt(name):
+        file = tmp_path / "wandb" / f"{name}-0123456789ab" / "run-0123456789ab.wandb"
         file.parent.mkdir(parents=True)
         file.touch()
-    file.with_suffix(".wandb.synced").touch()
-    (directory / "wandb" / "latest-run").symlink_to(file.parent)
-    assert [file.parent.name[12:20] for file in sync.unsent(directory)] == ["20260101", "20260102"]
+        return file
+
+    assert sync.unsent(tmp_path) is None
+    attempt("offline-run-20260102_000000")
+    newest = attempt("offline-run-20260103_000000")
+    attempt("offline-run-20260101_235959")
+    (tmp_path / "wandb" / "latest-run").symlink_to(newest.parent)
+    assert sync.unsent(tmp_path) == newest
+    newest.with_suffix(".wandb.synced").touch()
+    assert sync.unsent(tmp_path) is None
+    newer = attempt("offline-run-20260104_000000")
+    assert sync.unsent(tmp_path) == newer
+    attempt("run-20260105_000000")  # that one was online
+    assert sync.unsent(tmp_path) is None
 
 
 def test_a_run_that_was_forced_again_has_an_id_of_its_own(tmp_path):
