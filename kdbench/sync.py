@@ -61,7 +61,7 @@ def main(outputs: Path, project: str | None, entity: str | None, dry_run: bool) 
     _send([file for _, file in waiting], options)
     for _, file in waiting:
         # once more and by itself: one file that cannot be read keeps wandb from sending the others
-        if not sent(file):
+        if len(waiting) > 1 and not sent(file):
             _send([file], options)
     failed = [record for record, file in waiting if not sent(file)]
     for record in failed:
