@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kdbench.console import console
 from kdbench.errors import UserError
@@ -75,8 +76,9 @@ def main(outputs: Path, project: str | None, entity: str | None, dry_run: bool) 
 def _send(files: list[Path], options: list[str]) -> None:
     """Let wandb upload, several runs at a time. Its exit code is 0 whatever happens."""
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SILENT"}
-    directories = [str(file.parent) for file in files]
-    subprocess.run([sys.executable, "-m", "wandb", "sync", *options, *directories], env=environment)
+    command = [sys.executable, "-m", "wandb", "sync", *options, *(str(file.parent) for file in files)]
+    with TemporaryDirectory() as logs:  # not into the working directory
+        subprocess.run(command, env=environment | {"WANDB_DIR": logs})
 
 
 def log_in() -> None:
@@ -86,6 +88,7 @@ def log_in() -> None:
         UserError: there is no key, it is refused, or nobody answers within 20 seconds.
     """
     import wandb
+
     from kdbench.loggers import wandb_mode
 
     os.environ.pop("WANDB_MODE", None)  # `offline` would mean here: no key

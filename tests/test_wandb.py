@@ -117,9 +117,11 @@ def account(server, monkeypatch, to_send):
     wandb.teardown()
 
 
-def test_what_is_sent_arrives_whole_and_is_not_sent_again(to_send, account, monkeypatch, capfd):
+def test_what_is_sent_arrives_whole_and_is_not_sent_again(to_send, account, monkeypatch, capfd, tmp_path_factory):
     monkeypatch.setenv("WANDB_MODE", "offline")  # as where the runs were made
+    monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
     assert cli.main(["sync"]) == 0
+    assert not list(Path().iterdir())
     assert "5 of 5 sent" in capfd.readouterr().out
     expected = runs(to_send)
     assert set(account.history) == {run.run.run_id for run in expected.values()}
