@@ -1,4 +1,4 @@
-"""`kdbench ls | doctor | bench`. Imports torch only where a command needs it."""
+"""The command `kdbench`. Imports torch only where a sub-command needs it."""
 
 import argparse
 import os
@@ -93,6 +93,13 @@ def evaluate(args: argparse.Namespace) -> int:
     return evaluate.main(args.runs, default_outputs(), args.attacks, args.images, args.corruptions)
 
 
+def sync(args: argparse.Namespace) -> int:
+    """Send offline W&B runs."""
+    from kdbench import sync
+
+    return sync.main(default_outputs(), args.project, args.entity, args.dry_run)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="kdbench", description="Look around kdbench; kdbench-train runs.")
@@ -120,6 +127,11 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--images", type=int, help="attack only so many test images (default all)")
     command.add_argument("--corruptions", metavar="FOLDER", help="folder of CIFAR-10-C or CIFAR-100-C, or its like")
     command.set_defaults(run=evaluate)
+    command = commands.add_parser("sync", help="send the W&B runs that were recorded offline")
+    command.add_argument("--project", help="W&B project instead of the runs' own")
+    command.add_argument("--entity", help="W&B user or team instead of the runs' own")
+    command.add_argument("--dry-run", action="store_true", help="only list them")
+    command.set_defaults(run=sync)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

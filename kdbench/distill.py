@@ -19,6 +19,7 @@ from kdbench.methods.lwkd import Bank
 from kdbench.models.build import build
 from kdbench.models.cost import flops, parameters
 from kdbench.models.features import Network
+from kdbench.records import Record
 from kdbench.run import Run, needs_teacher, versions
 from kdbench.screen import Screen
 
@@ -84,9 +85,8 @@ def distill(run: Run, cfg: dict[str, Any], role: str, conduct: Callable[[dict[st
         raise
     finally:
         done = run.result() or {}
-        mirror.finish(
-            {key: done[key] for key in ("test", "fidelity", "members", "val", "cost", "teacher") if done.get(key)}, code
-        )
+        told = ("test", "members", "val", "fidelity", "cost", "teacher")
+        mirror.finish({key: done[key] for key in told if done.get(key)}, code)
     log.info("%s: test accuracy %.2f %%", run.name, 100 * result["test"]["accuracy"])
 
 
@@ -170,15 +170,14 @@ def _measured(taught: teachers.Taught, data: DataModule, cfg: dict[str, Any], ru
 
 
 def _info(run: Run, cfg: dict[str, Any], role: str) -> loggers.RunInfo:
-    # W&B keeps the history of an id, so a run that is forced again needs another
-    again = len(list((run.directory / "previous").glob("*")))
+    kinds = [cfg["method"]["name"], *cfg["plus"], *(cfg[group]["name"] for group in ("dataset", "noise", "imbalance"))]
     return loggers.RunInfo(
-        id=f"{run.id}-{again + 1}" if again else run.id,
+        id=Record(run.directory).attempt,
         name=run.name,
         directory=run.directory,
-        group=run.name.rpartition("-s")[0],
+        group=run.identity.setting,
         job_type=role,
-        tags=[cfg["method"]["name"], cfg["dataset"]["name"]],
+        tags=[kind for kind in kinds if kind != "none"],
         config=cfg,
         resumed=any(run.checkpoints.glob("*.ckpt")),
     )

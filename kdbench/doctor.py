@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kdbench import records
+
 PACKAGES = "torch torchvision pytorch-lightning hydra-core omegaconf timm wandb".split()
 MALICIOUS = {"2.6.2", "2.6.3"}  # of lightning and pytorch-lightning: GHSA-w37p-236h-pfx3
 LOW_DISK = 5 * 2**30  # bytes
@@ -90,7 +92,7 @@ def _data() -> Iterator[Check]:
 
 
 def _outputs() -> Iterator[Check]:
-    root = Path(os.environ.get("KDBENCH_OUTPUTS") or "outputs").absolute()
+    root = records.default_outputs().absolute()
     nearest = next(place for place in (root, *root.parents) if place.exists())
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
         runs = sum(1 for _ in root.glob("runs/*/status.json"))

@@ -110,7 +110,7 @@ def _student(record: Record, cfg: dict[str, Any]) -> Network:
 
 
 def _run(record: Record) -> Run:
-    return Run(Identity(record.id, record.name, {}), record.directory.parent.parent)
+    return Run(Identity(record.id, record.name, {}, record.name), record.directory.parent.parent)
 
 
 def _teacher(record: Record, cfg: dict[str, Any]) -> Network | None:

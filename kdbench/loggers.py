@@ -8,6 +8,7 @@ import csv
 import importlib.util
 import io
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,7 +35,7 @@ class RunInfo:
         id: stable over resumes; W&B knows the run by it.
         name: what people read.
         directory: of the run; mirrors write nowhere else.
-        group: runs to be compared with each other.
+        group: the setting; its runs differ in their seeds only.
         job_type: `teacher`, `distill` or `baseline`.
         tags: words to filter by.
         config: the resolved configuration, nested plain values.
@@ -248,6 +249,8 @@ class _Wandb:
             mode, reason, level = "offline", _one_line(error), logging.WARNING
             self._abandon()
             self._run = self._open(mode, options, run)
+        self._rows = run.directory / "metrics.jsonl"
+        self._whole = False
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("*", step_metric="epoch")
         if mode == "online":
@@ -287,12 +290,24 @@ class _Wandb:
             wandb.teardown()
 
     def log(self, metrics: dict[str, float], epoch: int) -> None:
+        self._catch_up(before=epoch)
         # with the epoch as the step, epochs that a resumed run repeats are not doubled
         self._run.log({**metrics, "epoch": epoch}, step=epoch, commit=True)
 
+    def _catch_up(self, before: float = math.inf) -> None:
+        """Repeat the epochs of earlier attempts: of one that was killed, W&B's own file holds nothing."""
+        if not self._whole:
+            self._whole = True
+            for row in read_lines(self._rows):
+                if row["epoch"] < before:
+                    told = {key: value for key, value in row.items() if key != "stage"}
+                    self._run.log(told, step=row["epoch"], commit=True)
+
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         try:
-            self._run.summary.update(dict(_flat(summary)))
+            self._catch_up()
+            # a list, of classes say, is no column of a table and no point of a plot: result.json has it
+            self._run.summary.update({key: value for key, value in _flat(summary) if not isinstance(value, list)})
         finally:
             self._close(exit_code)
 

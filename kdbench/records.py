@@ -43,6 +43,12 @@ class Record:
         return yaml.safe_load(path.read_text()) if path.exists() else {}
 
     @property
+    def attempt(self) -> str:
+        """Name of the run on a server that never forgets one: the id, with `-2`, `-3` ... where it was forced again."""
+        again = len(list((self.directory / "previous").glob("*")))
+        return f"{self.id}-{again + 1}" if again else self.id
+
+    @property
     def epochs(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`, one an epoch."""
         return list(read_lines(self.directory / "metrics.jsonl"))
@@ -55,12 +61,14 @@ class Record:
         """
         if self.result:
             return "finished"
-        if self._locked():
+        if self.locked:
             return "running"
         said: str = self.status.get("state", "new")
         return "interrupted" if said in ("running", "finished") else said
 
-    def _locked(self) -> bool:
+    @property
+    def locked(self) -> bool:
+        """Whether a process holds the run, be it only for the last words to a mirror."""
         path = self.directory / ".lock"
         if not path.exists():
             return False

@@ -33,11 +33,15 @@ _NOT_IDENTITY = {
 
 
 class Identity(NamedTuple):
-    """What a run is: `id` (12 hex digits) of the `facts` that change its result, and a readable `name`."""
+    """What a run is: `id` (12 hex digits) of the `facts` that change its result, and a readable `name`.
+
+    `setting` is the same for runs that differ in nothing but the seed: these, and no others, may be averaged.
+    """
 
     id: str
     name: str
     facts: dict[str, Any]
+    setting: str
 
 
 def needs_teacher(cfg: dict[str, Any]) -> bool:
@@ -90,13 +94,19 @@ def identify(
         facts["noise"]["clean_validation"] = True
     if noise_file:
         facts["noise"]["file"] = noise_file
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     words = ["+".join([cfg["method"]["name"], *sorted(cfg["plus"])])]
     words += [cfg["teacher"]["name"]] if teacher else []
     words += [cfg["student"]["name"], cfg["dataset"]["name"]]
     words += _noise_words(cfg["noise"]) + _imbalance_words(cfg["imbalance"])
-    words += [f"s{cfg['seed']}"]
-    return Identity(hashlib.sha256(text.encode()).hexdigest()[:12], "-".join(words), facts)
+    what = "-".join(words)
+    # the words do not say everything: the temperature, for one
+    setting = f"{what}-{_hash({key: value for key, value in facts.items() if key != 'seed'})[:8]}"
+    return Identity(_hash(facts)[:12], f"{what}-s{cfg['seed']}", facts, setting)
+
+
+def _hash(facts: dict[str, Any]) -> str:
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _noise_words(noise: dict[str, Any]) -> list[str]:

@@ -1,6 +1,8 @@
-"""A small, fast run for tests: resnet8 on fake 8x8 images."""
+"""A small, fast run for tests: resnet8 on fake 8x8 images; a stand-in for W&B's server."""
 
 import os
+import threading
+from collections.abc import Iterator
 
 # before torch is imported: workers with two threads each would wait for one another on two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +11,7 @@ import pytest
 
 from kdbench.config import composed
 from kdbench.experiment import conduct
+from tests.wandb_stand_in import Server
 
 TINY = [
     "dataset=fake", "dataset.num_train=80", "dataset.num_test=40", "dataset.num_classes=4", "dataset.channels=1",
@@ -32,3 +35,12 @@ def tiny(tmp_path):
 def words(tmp_path):
     """`words(*overrides)`: the tiny run as command-line words."""
     return lambda *overrides: [*TINY, f"outputs={tmp_path}/outputs", *overrides]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server for W&B runs on this machine."""
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()

@@ -1,18 +1,14 @@
 """Mirrors get the same numbers as the record, can be read back, and never fail, hang or clutter a run."""
 
-import http.server
 import inspect
 import json
 import logging
 import os
 import pty
 import re
-import struct
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +19,8 @@ import yaml
 from kdbench import loggers
 from kdbench.config import CONF, rules
 from kdbench.errors import UserError
+from tests.wandb_stand_in import KEY, offline, stored
 
-KEY = "a" * 40
 NOBODY = "http://127.0.0.1:9"  # refuses connections
 OPTIONS = {"kind": "wandb", "mode": "auto", "project": "kdbench", "entity": None, "group": None, "tags": ["mine"]}
 
@@ -37,54 +33,6 @@ def info(directory: Path, id: str = "0123456789ab", **news: Any) -> loggers.RunI
         "config": {"method": {"name": "kd", "temperature": 4.0}, "plus": {}, "seed": 0, "a.b": {"c.d": 1}},
     }  # fmt: skip
     return loggers.RunInfo(**(values | news))
-
-
-# --------------------------------------------------------------------------------- what wandb wrote
-
-
-def records(file: Path) -> Iterator[Any]:
-    """The records of a `.wandb` file: protobuf in LevelDB's log format (32 KiB blocks, 7-byte headers)."""
-    from wandb.proto import wandb_internal_pb2 as protocol
-
-    data, position, record = file.read_bytes(), 7, b""
-    assert data.startswith(b":W&B")
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        record += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or its last part
-            yield protocol.Record.FromString(record)  # type: ignore[attr-defined]
-            record = b""
-
-
-def stored(file: Path) -> SimpleNamespace:
-    """Identity, configuration, history, summary and exit code in a `.wandb` file."""
-    found = SimpleNamespace(file=file, history=[], summary={}, exit_code=None, step_metric={})
-
-    def items(entries: Any) -> dict[str, Any]:
-        return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in entries}
-
-    for record in records(file):
-        match record.WhichOneof("record_type"):
-            case "run":
-                found.run, found.config = record.run, items(record.run.config.update)
-            case "history":
-                found.history.append({k: v for k, v in items(record.history.item).items() if k[0] != "_"})
-            case "metric":
-                found.step_metric[record.metric.glob_name] = record.metric.step_metric
-            case "summary":
-                found.summary |= items(record.summary.update)
-            case "exit":
-                found.exit_code = record.exit.exit_code
-    return found
-
-
-def offline(directory: Path) -> list[SimpleNamespace]:
-    return [stored(file) for file in sorted(directory.glob("wandb/offline-run-*/run-*.wandb"))]
 
 
 # ------------------------------------------------------------------------------- in a process of its own
@@ -233,81 +181,11 @@ def test_key_that_cannot_be_one(tmp_path):
 # ------------------------------------------------------------------------------------------- a server
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """As much of W&B's server as one run needs; `deaf` makes it refuse everything."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.deaf = self.deaf_after_start = False
-        self.rows: list[dict[str, Any]] = []
-        self.got: dict[str, Any] = {}
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.server.deaf:
-            self.send_error(503)
-            return
-        content = json.dumps(self._content(body)).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_POST = do_PUT = do_GET = _answer
-
-    def _content(self, body: bytes) -> dict[str, Any]:
-        if self.path.startswith("/upload/"):
-            self.server.got[self.path] = body.decode()
-        if self.path.endswith("/file_stream"):
-            sent = json.loads(body)
-            lines = sent.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
-            self.server.rows += [json.loads(line) for line in lines]
-            self.server.got |= sent
-        if not self.path.endswith("/graphql"):
-            return {}
-        query = json.loads(body)
-        values = query["variables"]
-        if "upsertBucket" in query["query"]:
-            self.server.got["run"] = values
-            self.server.deaf = self.server.deaf_after_start
-            project = {"name": "kdbench", "entity": {"name": "me"}}
-            bucket = {
-                "id": "x",
-                "name": values["name"],
-                "displayName": "",
-                "config": "{}",
-                "project": project,
-            }
-            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
-        if "createRunFiles" in query["query"]:
-            files = [{"name": name, "uploadUrl": f"{self.server.url}/upload/{name}"} for name in values["files"]]
-            return {"data": {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": files}}}
-        return {"data": {}}
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
 def test_online_run_reaches_the_server(tmp_path, server):
     body = "train(loggers.start(OPTIONS, info(outputs)), exit_code=1)"
     done = script(body, tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
     assert done.lines == [f"INFO W&B online: {server.url}/me/kdbench/runs/0123456789ab"]
-    assert [(row["epoch"], row["train/loss"]) for row in server.rows] == [(0, 1), (1, 0.5)]
+    assert [(row["epoch"], row["train/loss"]) for row in server.history["0123456789ab"]] == [(0, 1), (1, 0.5)]
     assert json.loads(server.got["/upload/wandb-summary.json"])["test/accuracy"] == 0.71
     assert (server.got["complete"], server.got["exitcode"]) == (True, 1)
 

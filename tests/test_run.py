@@ -66,6 +66,17 @@ def test_id_is_stable_and_the_name_readable():
     assert len(one.id) == 12
 
 
+def test_a_setting_is_all_but_the_seed():
+    assert identity("seed=0").setting == identity("seed=1").setting
+    words = ["method.temperature=2", "recipe.epochs=3", "dataset.val_fraction=0", "method=at", "noise=symmetric"]
+    words += ["student.name=resnet14", "trainer.precision=bf16-mixed"]
+    different = [identity(), identity(teacher="u"), *map(identity, words)]
+    assert len({one.setting for one in different}) == len(different)
+    name, _, tail = identity("seed=7").setting.rpartition("-")
+    assert name == "kd-resnet20-resnet8-digits"
+    assert len(tail) == 8
+
+
 def test_names_tell_settings_of_noise_and_imbalance_apart():
     def middle(*words):
         return identity(*words, "seed=3").name.removeprefix("kd-resnet20-resnet8-digits-").removesuffix("s3")
