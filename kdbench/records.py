@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 
+from kdbench.config import content
 from kdbench.files import read_json, read_lines
 
 
@@ -67,6 +69,11 @@ class Record:
                 return False
         except Timeout:
             return True
+
+
+def default_outputs() -> Path:
+    """Root of the records where nobody says another: what conf/train.yaml says, as kdbench-train does."""
+    return Path(OmegaConf.create({"outputs": content("train")["outputs"]}).outputs)
 
 
 def records(outputs: Path) -> Iterator[Record]:
