@@ -85,10 +85,7 @@ def made(options: Options, outputs: Path) -> Report:
     pool, left_out = collect(candidates)
     left_out = [(record, why) for record, why in left_out if any(path.name.startswith(f"{record}-") for path in shown)]
     if pool.empty or not any(record.directory in shown for record in pool["record"]):
-        unfinished = f", {len(left_out)} of them not finished" if left_out else ""
-        raise UserError(
-            f"no finished run in {outputs / 'runs'} is meant ({len(shown)} are{unfinished}); see kdbench runs"
-        )
+        raise UserError(f"no finished run in {outputs / 'runs'} is meant, of {len(shown)} in all; see kdbench runs")
     if not any(each.key == "role" for each in filters):
         pool = without_teachers(pool, options.over)
     runs = pool[[record.directory in shown for record in pool["record"]]]
@@ -153,6 +150,6 @@ def _markdown(report: Report) -> str:
 
 
 def _page(report: Report, options: Options) -> str:
-    from kdbench.report import page
+    from kdbench.report.page import render
 
-    return page.render(report.studies, report.notes, options.filters)
+    return render(report.studies, report.notes, options.filters)

@@ -1,4 +1,4 @@
-"""Which runs are meant: words as `method=kd noise.rate=0.2,0.4 state=failed`, for `kdbench runs` and `kdbench report`."""
+"""Which runs `kdbench runs` and `kdbench report` mean: words as `method=kd noise.rate=0.2,0.4 state=failed`."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple

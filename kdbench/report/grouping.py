@@ -103,7 +103,7 @@ def agrees(left: Iterable[object], right: Iterable[object]) -> bool:
 
 
 def match_keys(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Keys in which two runs must agree to make a pair: of data, student and recipe (always), of teachers (both have)."""
+    """Keys in which the runs of a pair agree: of data, student, recipe (always), of teachers (where both have one)."""
     facts = [column for column in frame.columns if is_fact(column) and not on_method(column)]
     return [key for key in facts if not on_teacher(key)], [key for key in facts if on_teacher(key)]
 

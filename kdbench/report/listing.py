@@ -28,7 +28,10 @@ def main(words: list[str], outputs: Path) -> int:
     if found:
         table = Table()
         for column in ("run", "id", "state", "accuracy", "seconds", "when", "note"):
-            table.add_column(column, no_wrap=column in ("id", "when"), justify=_justify(column), overflow="fold")
+            number = column in ("accuracy", "seconds")
+            table.add_column(
+                column, no_wrap=column in ("id", "when"), overflow="fold", justify="right" if number else "left"
+            )
         for record in found:
             table.add_row(*_row(record, when[record.directory]), style=_STYLES.get(record.state))
         console.print(table)
@@ -36,10 +39,6 @@ def main(words: list[str], outputs: Path) -> int:
     said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     console.print(f"{len(found)} runs in {outputs / 'runs'}" + (f": {said}" if said else ""))
     return 0
-
-
-def _justify(column: str) -> str:
-    return "right" if column in ("accuracy", "seconds") else "left"
 
 
 def touched(record: Record) -> datetime:

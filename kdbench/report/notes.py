@@ -27,7 +27,8 @@ def notes(study: Study) -> list[str]:
     if compared["pairs"].sum():
         said.append(
             f"against {plan.baseline}: pairs agree in {over}, data, noise, imbalance, student and recipe, and in the "
-            f"teacher if both have one; two-sided {_TESTS[plan.test]}, Holm correction over the {tests} tests of this table"
+            f"teacher if both have one; two-sided {_TESTS[plan.test]}, Holm correction "
+            f"over the {tests} tests of this table"
         )
         said.append(
             "smallest to be found: the true difference that as many pairs find with 80 % power at their spread "

@@ -119,7 +119,7 @@ def average_ranks(values: ArrayLike, higher: bool = True) -> np.ndarray:
 
 
 def friedman(values: ArrayLike) -> float | None:
-    """p of Friedman's test that all contenders rank alike; None below three contenders or two settings."""
+    """Friedman's p that all contenders rank alike; None below three contenders or two settings."""
     data = np.asarray(values, dtype=float)
     if data.shape[0] < 2 or data.shape[1] < 3:
         return None

@@ -78,7 +78,7 @@ def study(runs: pd.DataFrame, pool: pd.DataFrame, plan: Plan) -> Study:
     rows = []
     runs["row"] = -1
     partners = Partners(pool, plan)
-    groups = sorted(runs.groupby(plan.grouping.keys, sort=False), key=lambda found: _order(*found, plan))
+    groups = sorted(runs.groupby(plan.grouping.keys, sort=False), key=lambda found: _order(found[0], found[1], plan))
     for number, (values_of_keys, group) in enumerate(groups):
         _refuse_twins(group, plan.grouping.over)
         runs.loc[group.index, "row"] = number
@@ -86,7 +86,7 @@ def study(runs: pd.DataFrame, pool: pd.DataFrame, plan: Plan) -> Study:
     summary = pd.DataFrame(rows)
     if rows:
         summary["p_holm"] = pd.Series(statistics.holm([row["p"] for row in rows]), dtype=float)
-        summary = summary.astype({key: float for key in _NUMBERS})
+        summary = summary.astype(dict.fromkeys(_NUMBERS, float))
     ranks, friedman, unranked = _ranks(summary, plan) if rows else (pd.DataFrame(), None, [])
     return Study(plan, summary, ranks, friedman, runs, missing, unranked)
 
@@ -120,7 +120,7 @@ def _refuse_twins(group: pd.DataFrame, over: list[str]) -> None:
 
 
 class Partners:
-    """The baseline's run for a run: the same data, noise, imbalance, student, recipe and seed, and teacher if both have one."""
+    """The baseline's run beside a run: same data, noise, imbalance, student, recipe, seed, and teacher if both have one."""
 
     def __init__(self, pool: pd.DataFrame, plan: Plan) -> None:
         self.always, self.teacher = match_keys(pool)
@@ -223,9 +223,7 @@ def contender_of(row: dict[str, Any], grouping: Grouping) -> str:
 def settings_of(summary: pd.DataFrame, grouping: Grouping) -> list[tuple[Any, ...]]:
     """The settings, in order of appearance; one in which a key has no meaning is part of those that agree with it."""
     every = list(dict.fromkeys(tuple(row[key] for key in grouping.setting) for row in summary.to_dict("records")))
-    return [
-        one for one in every if not any(other != one and agrees(one, other) and _vaguer(one, other) for other in every)
-    ]
+    return [one for one in every if not any(agrees(one, other) and _vaguer(one, other) for other in every)]
 
 
 def _vaguer(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

@@ -1,8 +1,8 @@
 """Published values, beside which ours are printed where the experiment is the same one.
 
-`*.csv`, a line a value: teacher (empty for a network alone), student, method, test accuracy in %, protocol (`last epoch`
-or `best epoch on test`), number of runs (empty where the source does not say) and source. All are CIFAR-100 with the
-240 epochs of recipe=crd240.
+`*.csv`, a line a value: teacher (empty for a network alone), student, method, test accuracy in %, protocol (`last
+epoch` or `best epoch on test`), number of runs (empty where the source does not say) and source. All are CIFAR-100
+with the 240 epochs of recipe=crd240.
 """
 
 import csv
