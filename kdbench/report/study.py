@@ -120,7 +120,7 @@ def _refuse_twins(group: pd.DataFrame, over: list[str]) -> None:
 
 
 class Partners:
-    """The baseline's run beside a run: same data, noise, imbalance, student, recipe, seed, and teacher if both have one."""
+    """The baseline's run beside a run: same data, student, recipe and seed, and teacher if both have one."""
 
     def __init__(self, pool: pd.DataFrame, plan: Plan) -> None:
         self.always, self.teacher = match_keys(pool)
@@ -220,9 +220,9 @@ def contender_of(row: dict[str, Any], grouping: Grouping) -> str:
     return ", ".join(str(word) for word in words)
 
 
-def settings_of(summary: pd.DataFrame, grouping: Grouping) -> list[tuple[Any, ...]]:
-    """The settings, in order of appearance; one in which a key has no meaning is part of those that agree with it."""
-    every = list(dict.fromkeys(tuple(row[key] for key in grouping.setting) for row in summary.to_dict("records")))
+def settings_of(summary: pd.DataFrame, keys: list[str]) -> list[tuple[Any, ...]]:
+    """The values of these keys, in order of appearance; one in which a key has no meaning is part of those that agree with it."""
+    every = list(dict.fromkeys(tuple(row[key] for key in keys) for row in summary.to_dict("records")))
     return [one for one in every if not any(agrees(one, other) and _vaguer(one, other) for other in every)]
 
 
@@ -230,22 +230,22 @@ def _vaguer(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return sum(value == ANY for value in one) > sum(value == ANY for value in other)
 
 
-def cells(summary: pd.DataFrame, grouping: Grouping) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """Every (contender, setting, row); a row without a teacher is in the settings of every teacher."""
-    settings = settings_of(summary, grouping)
+def cells(summary: pd.DataFrame, keys: list[str]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Every (setting by these keys, row); a row without a teacher is in the settings of every teacher."""
+    settings = settings_of(summary, keys)
     for row in summary.to_dict("records"):
-        own = [row[key] for key in grouping.setting]
+        own = [row[key] for key in keys]
         for setting in settings:
             if agrees(own, setting):
-                yield contender_of(row, grouping), setting, row
+                yield setting, row
 
 
 def matrix(summary: pd.DataFrame, grouping: Grouping, column: str) -> pd.DataFrame:
     """A column of the summary as settings x contenders; what was not run is nan."""
     found: dict[str, dict[int, Any]] = {}
-    settings = settings_of(summary, grouping)
-    for contender, setting, row in cells(summary, grouping):
-        found.setdefault(contender, {})[settings.index(setting)] = row[column]
+    settings = settings_of(summary, grouping.setting)
+    for setting, row in cells(summary, grouping.setting):
+        found.setdefault(contender_of(row, grouping), {})[settings.index(setting)] = row[column]
     return pd.DataFrame(found, index=range(len(settings)))
 
 
