@@ -18,7 +18,7 @@ ANY = "-"
 NULL = "null"
 
 
-def collect(found: Iterable[Record]) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+def collect(found: Iterable[Record]) -> tuple[pd.DataFrame, list[tuple[Record, str]]]:
     """The frame of all finished runs.
 
     Columns are `id name role directory machine torch`; the words of a run (`method dataset student noise imbalance
@@ -27,17 +27,17 @@ def collect(found: Iterable[Record]) -> tuple[pd.DataFrame, list[tuple[str, str]
     the teacher of a method without one, it is `-` and agrees with every value.
 
     Returns:
-        (frame, [(run, why it was left out)]).
+        (frame, [(record, why it was left out)]).
     """
     rows, left_out = [], []
     for record in found:
         if record.result is None:
-            left_out.append((record.name, f"is {record.state}"))
+            left_out.append((record, f"is {record.state}"))
             continue
         try:
             rows.append(_row(record, record.result))
         except KeyError as error:  # other versions of kdbench had other keys
-            left_out.append((record.name, f"was recorded by another version of kdbench: no key {error.args[0]}"))
+            left_out.append((record, f"was recorded by another version of kdbench: no key {error.args[0]}"))
     frame = pd.DataFrame(rows)
     facts = [column for column in frame.columns if is_fact(column)]
     frame[facts] = frame[facts].astype(object).where(frame[facts].notna(), NULL)

@@ -11,7 +11,7 @@ from rich.console import Console
 from kdbench.config import nearest
 from kdbench.errors import UserError
 from kdbench.files import write_text
-from kdbench.records import records
+from kdbench.records import Record, records
 from kdbench.report import tables
 from kdbench.report.collect import collect
 from kdbench.report.filters import Filter, select
@@ -83,7 +83,7 @@ def made(options: Options, outputs: Path) -> Report:
     candidates = select(found, [each for each in filters if not each.on_method()])
     shown = {record.directory for record in select(candidates, [each for each in filters if each.on_method()])}
     pool, left_out = collect(candidates)
-    left_out = [(record, why) for record, why in left_out if any(path.name.startswith(f"{record}-") for path in shown)]
+    left_out = [(record, why) for record, why in left_out if record.directory in shown]
     if pool.empty or not any(record.directory in shown for record in pool["record"]):
         raise UserError(f"no finished run in {outputs / 'runs'} is meant, of {len(shown)} in all; see kdbench runs")
     if not any(each.key == "role" for each in filters):
@@ -102,10 +102,10 @@ def _are(why: str) -> str:
     return "are" + why[2:] if why.startswith("is ") else "were" + why[3:]
 
 
-def _by_reason(left_out: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+def _by_reason(left_out: list[tuple[Record, str]]) -> list[tuple[str, list[str]]]:
     found: dict[str, list[str]] = {}
-    for name, why in left_out:
-        found.setdefault(why, []).append(name)
+    for record, why in left_out:
+        found.setdefault(why, []).append(record.directory.name)
     return sorted(found.items())
 
 

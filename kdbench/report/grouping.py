@@ -14,7 +14,7 @@ from kdbench.errors import UserError
 from kdbench.report.collect import ANY, is_fact
 
 # asked first, so that a person reads noise=symmetric0.4 and not noise.rate=0.4; what they settle is not asked again
-_WORDS = ["dataset", "student", "noise", "imbalance", "method", "teacher", "teacher.condition"]
+WORDS = ["dataset", "student", "noise", "imbalance", "method", "teacher", "teacher.condition"]
 _LAST = ["teacher.id"]
 
 
@@ -67,7 +67,7 @@ def grouping(frame: pd.DataFrame, by: list[str], over: list[str], strict: bool =
             raise UserError(f"{key} is no key of these runs{nearest(key, known)}")
     if both := set(by) & set(over):
         raise UserError(f"{min(both)} is in --by and in --over; a key makes rows or is averaged over")
-    words = [key for key in _WORDS if key in known]
+    words = [key for key in WORDS if key in known]
     rest = sorted(key for key in known if key not in (*words, *_LAST, *over))
     chosen = by if any(on_method(key) for key in by) else [*by, "method"]
     named = len(chosen) - (chosen is not by and frame["method"].nunique() > 1)

@@ -1,6 +1,7 @@
 """What has to be said beside a table: how it was computed, what was split, what is not in it."""
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 from kdbench.report.study import ON_TEST, Study
 from kdbench.report.tables import known
@@ -66,6 +67,13 @@ def notes(study: Study) -> list[str]:
     return said
 
 
+def lacking(study: Study) -> str | None:
+    """Why there is no critical-difference plot, in words for the reader; None where there is one."""
+    if len(study.ranks) < 3 or int(study.ranks["settings"].iloc[0]) < 5:
+        return "a critical-difference plot needs 3 contenders that were all run in 5 settings"
+    return None if find_spec("autorank") else "pip install 'kdbench[stats]' adds a critical-difference plot to --html"
+
+
 def rank_notes(study: Study) -> list[str]:
     """Lines for below the ranks."""
     said = []
@@ -76,4 +84,6 @@ def rank_notes(study: Study) -> list[str]:
             said.append(f"Friedman's test that all rank alike: p = {study.friedman:.3g}")
         if study.unranked:
             said.append(f"not ranked, since they lack a setting: {', '.join(study.unranked)}")
+        if why := lacking(study):
+            said.append(why)
     return said

@@ -14,6 +14,7 @@ from kdbench.report.metrics import Metric
 from kdbench.report.yardsticks import published
 
 # what a paper would have printed that looked at the test set to choose; shown with that mark and used for nothing
+BOTH = "same/clean"
 ON_TEST = {"best_epoch": "best_on_test/accuracy", "best_member": "members/best/accuracy"}
 
 
@@ -46,18 +47,18 @@ class Study(NamedTuple):
             `best_member`.
         ranks: `contender rank settings win tie loss`, best first; empty below two settings or two contenders.
         friedman: p that all contenders rank alike.
+        unranked: contenders that lack a setting.
         runs: the frame behind `summary`, with the column `row` that says which of its rows a run is in.
         missing: names of the runs without the metric.
-        unranked: contenders that lack a setting.
     """
 
     plan: Plan
     summary: pd.DataFrame
     ranks: pd.DataFrame
     friedman: float | None
+    unranked: list[str]
     runs: pd.DataFrame
     missing: list[str]
-    unranked: list[str]
 
 
 def study(runs: pd.DataFrame, pool: pd.DataFrame, plan: Plan) -> Study:
@@ -69,12 +70,14 @@ def study(runs: pd.DataFrame, pool: pd.DataFrame, plan: Plan) -> Study:
         plan: what is asked.
 
     Raises:
-        UserError: two runs of a row agree in all keys, or the baseline is not one contender.
+        UserError: no run has the metric, two runs of a row agree in all keys, or the baseline is not one contender.
     """
     name = plan.metric.name
     values = runs[name] if name in runs else pd.Series(float("nan"), runs.index)
     missing = list(runs.loc[values.isna(), "name"])
     runs = runs.loc[values.notna()].copy()
+    if runs.empty:
+        raise UserError(f"--metric {name}: none of these {len(missing)} runs has it, {missing[0]} for one")
     rows = []
     runs["row"] = -1
     partners = Partners(pool, plan)
@@ -84,11 +87,9 @@ def study(runs: pd.DataFrame, pool: pd.DataFrame, plan: Plan) -> Study:
         runs.loc[group.index, "row"] = number
         rows.append({**dict(zip(plan.grouping.keys, values_of_keys, strict=True)), **_row(group, partners, plan)})
     summary = pd.DataFrame(rows)
-    if rows:
-        summary["p_holm"] = pd.Series(statistics.holm([row["p"] for row in rows]), dtype=float)
-        summary = summary.astype(dict.fromkeys(_NUMBERS, float))
-    ranks, friedman, unranked = _ranks(summary, plan) if rows else (pd.DataFrame(), None, [])
-    return Study(plan, summary, ranks, friedman, runs, missing, unranked)
+    summary["p_holm"] = pd.Series(statistics.holm([row["p"] for row in rows]), dtype=float)
+    summary = summary.astype(dict.fromkeys(_NUMBERS, float))
+    return Study(plan, summary, *_ranks(summary, plan), runs, missing)
 
 
 _NUMBERS = "mean std low high gain gain_low gain_high p p_holm resolvable published best_epoch best_member".split()
@@ -169,7 +170,7 @@ def _condition(group: pd.DataFrame) -> str:
     if said:
         return "/".join(said)
     # no noise and no imbalance: a teacher trained on the student's data was trained on clean data
-    return "same/clean" if (group["teacher.seed"] != ANY).any() else ANY
+    return BOTH if (group["teacher.seed"] != ANY).any() else ANY
 
 
 def _against(group: pd.DataFrame, partners: Partners, plan: Plan) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def contender_of(row: dict[str, Any], grouping: Grouping) -> str:
 
 
 def settings_of(summary: pd.DataFrame, keys: list[str]) -> list[tuple[Any, ...]]:
-    """The values of these keys, in order of appearance; one in which a key has no meaning is part of those that agree with it."""
+    """Values of these keys in order of appearance; one without meaning in a key is part of those that agree with it."""
     every = list(dict.fromkeys(tuple(row[key] for key in keys) for row in summary.to_dict("records")))
     return [one for one in every if not any(agrees(one, other) and _vaguer(one, other) for other in every)]
 

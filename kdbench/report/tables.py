@@ -1,9 +1,12 @@
 """One table, many forms: terminal, Markdown, LaTeX; the page shows the same cells. CSV holds the unrounded summary."""
 
 import math
+import re
+import textwrap
 from typing import Any, NamedTuple
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
 from kdbench.report.collect import ANY
@@ -28,9 +31,13 @@ class Table(NamedTuple):
 
     def rich(self) -> RichTable:
         """For the terminal."""
-        table = RichTable(title=self.title, title_justify="left")
-        for heading, numeric in zip(self.headings, self.numeric, strict=True):
-            table.add_column(heading, justify="right" if numeric else "left")
+        table = RichTable(title=self.title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+        for heading, numeric, cells in zip(self.headings, self.numeric, zip(*self.rows, strict=True), strict=True):
+            width = max(len(cell.text) for cell in cells)
+            # keys break after their dots and slashes
+            words = re.sub(r"(?<=[./])(?=\w)", "\0 ", heading)
+            lines = textwrap.fill(words, max(1, width), break_long_words=False).replace("\0 ", "").replace("\0", "")
+            table.add_column(lines, justify="right" if numeric else "left", vertical="bottom", overflow="fold")
         for row in self.rows:
             table.add_row(*(cell.text for cell in row))
         return table
@@ -146,9 +153,6 @@ def rank_table(study: Study) -> Table | None:
 
 def csv(studies: list[Study]) -> str:
     """All summaries in full precision, in the units of the records."""
-    parts = [study.summary.assign(metric=study.plan.metric.name) for study in studies if len(study.summary)]
-    if not parts:
-        return ""
-    frame = pd.concat(parts, ignore_index=True)
+    frame = pd.concat([study.summary.assign(metric=study.plan.metric.name) for study in studies], ignore_index=True)
     text: str = frame[["metric", *(column for column in frame if column != "metric")]].to_csv(index=False)
     return text
