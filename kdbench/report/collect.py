@@ -32,12 +32,12 @@ def collect(found: Iterable[Record]) -> tuple[pd.DataFrame, list[tuple[Record, s
     rows, left_out = [], []
     for record in found:
         if record.result is None:
-            left_out.append((record, f"is {record.state}"))
+            left_out.append((record, record.state))
             continue
         try:
             rows.append(_row(record, record.result))
         except KeyError as error:  # other versions of kdbench had other keys
-            left_out.append((record, f"was recorded by another version of kdbench: no key {error.args[0]}"))
+            left_out.append((record, f"recorded by another version of kdbench: no key {error.args[0]}"))
     frame = pd.DataFrame(rows)
     facts = [column for column in frame.columns if is_fact(column)]
     frame[facts] = frame[facts].astype(object).where(frame[facts].notna(), NULL)

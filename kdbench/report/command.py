@@ -17,7 +17,7 @@ from kdbench.report.collect import collect
 from kdbench.report.filters import Filter, select
 from kdbench.report.grouping import grouping, without_teachers
 from kdbench.report.metrics import metric
-from kdbench.report.notes import names, notes, rank_notes
+from kdbench.report.notes import names, notes, rank_notes, some
 from kdbench.report.study import Plan, Study, study
 
 
@@ -94,12 +94,8 @@ def made(options: Options, outputs: Path) -> Report:
     _check(options, pool)
     grouped = grouping(runs, options.by, options.over, options.strict)
     plans = [Plan(metric(name), grouped, options.baseline, options.interval, options.test) for name in options.metrics]
-    said = [f"left out: {len(names_)} runs that {_are(why)} ({names(names_)})" for why, names_ in _by_reason(left_out)]
+    said = [f"left out: {some(len(who), 'run')} ({names(who)}): {why}" for why, who in _by_reason(left_out)]
     return Report([study(runs, pool, plan) for plan in plans], said)
-
-
-def _are(why: str) -> str:
-    return "are" + why[2:] if why.startswith("is ") else "were" + why[3:]
 
 
 def _by_reason(left_out: list[tuple[Record, str]]) -> list[tuple[str, list[str]]]:

@@ -11,6 +11,11 @@ _TESTS = {"t": "paired t test", "wilcoxon": "Wilcoxon's signed-rank test, which 
 _NAMED = 5
 
 
+def some(count: int, noun: str) -> str:
+    """A number of things: `1 run`, `2 runs`."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def names(words: Iterable[str]) -> str:
     """The first few, and how many more there are."""
     every = list(words)
@@ -29,14 +34,14 @@ def notes(study: Study) -> list[str]:
         said.append(
             f"against {plan.baseline}: pairs agree in {over}, data, noise, imbalance, student and recipe, and in the "
             f"teacher if both have one; two-sided {_TESTS[plan.test]}, Holm correction "
-            f"over the {tests} tests of this table"
+            f"over {some(tests, 'test')} of this table"
         )
         said.append(
             "smallest to be found: the true difference that as many pairs find with 80 % power at their spread "
             "(paired t test at 5 %, before any correction); less cannot be told from chance"
         )
         if len(fewer := compared[compared["pairs"] < compared["n"]]):
-            said.append(f"{len(fewer)} rows have fewer pairs than runs: only {over} that both have are paired")
+            said.append(f"{some(len(fewer), 'row')} with fewer pairs than runs: only {over} that both have are paired")
     elif len(compared):
         said.append(f"no {plan.baseline} run has the data, student, recipe and {over} of any of these: no gains")
     if plan.grouping.split:
@@ -45,12 +50,12 @@ def notes(study: Study) -> list[str]:
         said.append("teacher.condition same/clean: without noise and imbalance both are one")
     for n, what in ((1, "no spread and no interval"), (2, "an interval of two runs is hardly one")):
         if count := int((summary["n"] == n).sum()):
-            said.append(f"n = {n} in {count} row{'s' if count > 1 else ''}: {what}")
+            said.append(f"n = {n} in {some(count, 'row')}: {what}")
     if summary["published"].notna().any():
         beside = summary[summary["published"].notna()].to_dict("records")
         sources = {
             f"{row['published_source']}, {row['published_protocol']}, "
-            + (f"{row['published_runs']:.0f} runs" if known(row["published_runs"]) else "number of runs not stated")
+            + (some(int(row["published_runs"]), "run") if known(row["published_runs"]) else "number of runs not stated")
             for row in beside
         }
         said.append(f"published: {'; '.join(sorted(sources))}")
@@ -60,7 +65,7 @@ def notes(study: Study) -> list[str]:
         )
     if study.missing:
         said.append(
-            f"without {plan.metric.name}, and not in the table: {len(study.missing)} runs ({names(study.missing)})"
+            f"without {plan.metric.name}, and not in the table: {some(len(study.missing), 'run')} ({names(study.missing)})"
         )
     if (torch := study.runs["torch"].nunique()) > 1:
         said.append(f"the runs were made with {torch} versions of torch")

@@ -108,4 +108,4 @@ def test_a_record_of_another_version_is_left_out_by_name(tmp_path, record):
     found, left_out = collect(records(tmp_path))
     assert list(found["method"]) == ["ce"]
     ((left, why),) = left_out
-    assert (left.name, why) == (old.name, "was recorded by another version of kdbench: no key clean_validation")
+    assert (left.name, why) == (old.name, "recorded by another version of kdbench: no key clean_validation")
