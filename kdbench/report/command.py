@@ -14,7 +14,7 @@ from kdbench.files import write_text
 from kdbench.records import Record, records
 from kdbench.report import tables
 from kdbench.report.collect import collect
-from kdbench.report.filters import Filter, select
+from kdbench.report.filters import Filter, check_keys
 from kdbench.report.grouping import grouping, without_teachers
 from kdbench.report.metrics import metric
 from kdbench.report.notes import names, notes, rank_notes, some
@@ -78,12 +78,13 @@ def main(options: Options, outputs: Path) -> int:
 def made(options: Options, outputs: Path) -> Report:
     """Collect the runs and study every metric."""
     filters = [Filter.parse(word) for word in options.filters]
-    found = list(records(outputs))
-    # gains are over the baseline's runs even where method=... leaves them out of the table
-    candidates = select(found, [each for each in filters if not each.on_method()])
-    shown = {record.directory for record in select(candidates, [each for each in filters if each.on_method()])}
+    every = list(records(outputs))
+    check_keys(every, filters)
+    about_data = [each for each in filters if not each.on_contender()]
+    candidates = [record for record in every if all(each.holds(record) for each in about_data)]
+    meant = [r for r in candidates if all(each.holds(r) or each.says_nothing_of(r) for each in filters)]
+    shown = {record.directory for record in meant}
     pool, left_out = collect(candidates)
-    left_out = [(record, why) for record, why in left_out if record.directory in shown]
     if pool.empty or not any(record.directory in shown for record in pool["record"]):
         raise UserError(f"no finished run in {outputs / 'runs'} is meant, of {len(shown)} in all; see kdbench runs")
     if not any(each.key == "role" for each in filters):
@@ -92,10 +93,13 @@ def made(options: Options, outputs: Path) -> Report:
     if runs.empty:
         raise UserError("these runs only made teachers; role=teacher,baseline,distill shows them")
     _check(options, pool)
+    # words that leave out the baseline, as method=kd does, still mean gains over it
+    partners = runs if (runs["method"] == options.baseline).any() else pool
     grouped = grouping(runs, options.by, options.over, options.strict)
     plans = [Plan(metric(name), grouped, options.baseline, options.interval, options.test) for name in options.metrics]
-    said = [f"left out: {some(len(who), 'run')} ({names(who)}): {why}" for why, who in _by_reason(left_out)]
-    return Report([study(runs, pool, plan) for plan in plans], said)
+    reasons = _by_reason([(record, why) for record, why in left_out if record.directory in shown])
+    said = [f"left out: {some(len(who), 'run')} ({names(who)}): {why}" for why, who in reasons]
+    return Report([study(runs, partners, plan) for plan in plans], said)
 
 
 def _by_reason(left_out: list[tuple[Record, str]]) -> list[tuple[str, list[str]]]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from kdbench.config import leaves, nearest
 from kdbench.errors import UserError
 from kdbench.records import Record
-from kdbench.run import method_word, noise_word
+from kdbench.run import method_word, needs_teacher, noise_word
 
 # of a record itself; every other word is a key of its configuration
 OF_RECORD = ("state", "role", "id", "name")
@@ -32,9 +32,16 @@ class Filter(NamedTuple):
             raise UserError(f"{word} is not allowed: filters are key=value[,value], as method=kd or state=failed")
         return cls(key, tuple(values.split(",")))
 
-    def on_method(self) -> bool:
-        """Whether it chooses among methods, not among what they are compared on."""
-        return self.key.split(".")[0] in ("method", "plus")
+    def on_contender(self) -> bool:
+        """Whether it chooses among methods and teachers, not among what they are compared on."""
+        return self.key.split(".")[0] in ("method", "plus", "teacher")
+
+    def says_nothing_of(self, record: Record) -> bool:
+        """Whether it is on teachers, and the run has none, or on an option that the run's method does not have."""
+        group, _, option = self.key.partition(".")
+        if group == "teacher":
+            return bool(record.config) and not needs_teacher(record.config)
+        return group == "method" and bool(option) and not values_of(record, self.key)
 
     def holds(self, record: Record) -> bool:
         """Whether the run is meant."""
@@ -57,6 +64,9 @@ def values_of(record: Record, key: str) -> list[Any]:
         return ["+".join(sorted(cfg["plus"])) or "none"]
     if key == "noise":
         return [cfg["noise"]["name"], noise_word(cfg["noise"])]
+    clean = cfg["noise"]["name"] == "none" and cfg["imbalance"]["name"] == "none"
+    if key == "teacher.condition" and clean:
+        return ["same", "clean"]  # one run, whatever it was asked for as
     node: Any = cfg
     for part in _GROUPS.get(key, key).split("."):
         if not isinstance(node, dict) or part not in node:
@@ -76,6 +86,18 @@ def _same(value: Any, text: str) -> bool:
     return str(value) == text
 
 
+def check_keys(every: list[Record], filters: list[Filter]) -> None:
+    """Refuse a word that can mean no run.
+
+    Raises:
+        UserError: a key that no run has.
+    """
+    for each in filters:
+        if every and each.key not in OF_RECORD and not any(values_of(record, each.key) for record in every):
+            known = {key for record in every for key, _ in leaves(record.config)} | set(OF_RECORD) | set(_GROUPS)
+            raise UserError(f"{each.key}={','.join(each.values)}: no run has {each.key}{nearest(each.key, known)}")
+
+
 def select(found: Iterable[Record], filters: list[Filter]) -> list[Record]:
     """The runs that all filters mean.
 
@@ -83,8 +105,5 @@ def select(found: Iterable[Record], filters: list[Filter]) -> list[Record]:
         UserError: a key that no run has.
     """
     every = list(found)
-    for each in filters:
-        if every and each.key not in OF_RECORD and not any(values_of(record, each.key) for record in every):
-            known = {key for record in every for key, _ in leaves(record.config)} | set(OF_RECORD) | set(_GROUPS)
-            raise UserError(f"{each.key}={','.join(each.values)}: no run has {each.key}{nearest(each.key, known)}")
+    check_keys(every, filters)
     return [record for record in every if all(each.holds(record) for each in filters)]

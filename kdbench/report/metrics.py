@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
-_PERCENT = "top5 many medium few agreement ece10 ece15 adaptive_ece scaled_ece15".split()
+_PERCENT = "top5 many medium few agreement wrong true teacher ece10 ece15 adaptive_ece scaled_ece15".split()
 _LOWER = "nll brier ece10 ece15 adaptive_ece scaled_ece15 kl seconds bytes parameters flops wrong".split()
+
+_COUNTS = ("parameters", "bytes", "flops")
 
 
 class Metric(NamedTuple):
@@ -34,7 +36,7 @@ class Metric(NamedTuple):
     @property
     def digits(self) -> int:
         """Decimals that are shown."""
-        return {"%": 2, "s": 1, "": 3}[self.unit]
+        return 0 if self.name.endswith(_COUNTS) else {"%": 2, "s": 1, "": 3}[self.unit]
 
 
 def metric(name: str) -> Metric:

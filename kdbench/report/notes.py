@@ -64,9 +64,8 @@ def notes(study: Study) -> list[str]:
             "* selected on test, not comparable: what a best-on-test paper would have printed; used for nothing here"
         )
     if study.missing:
-        said.append(
-            f"without {plan.metric.name}, and not in the table: {some(len(study.missing), 'run')} ({names(study.missing)})"
-        )
+        without = f"{some(len(study.missing), 'run')} ({names(study.missing)})"
+        said.append(f"without {plan.metric.name}, and not in the table: {without}")
     if (torch := study.runs["torch"].nunique()) > 1:
         said.append(f"the runs were made with {torch} versions of torch")
     return said

@@ -42,9 +42,9 @@ class Study(NamedTuple):
     Attributes:
         plan: what was asked.
         summary: a row a contender and setting; values as in the records, not in %. Columns: the keys,
-            `teacher.condition`, `n mean std low high`, against the baseline `pairs gain gain_low gain_high p p_holm
-            resolvable verdict`, then `published published_protocol published_runs published_source`, `best_epoch` and
-            `best_member`.
+            `teacher.condition`, `n mean std low high`; against the baseline `pairs gain gain_low gain_high p p_holm
+            resolvable verdict`; then `teacher_accuracy published published_protocol published_runs published_source
+            best_epoch best_member`.
         ranks: `contender rank settings win tie loss`, best first; empty below two settings or two contenders.
         friedman: p that all contenders rank alike.
         unranked: contenders that lack a setting.
@@ -66,7 +66,7 @@ def study(runs: pd.DataFrame, pool: pd.DataFrame, plan: Plan) -> Study:
 
     Args:
         runs: those that make the rows.
-        pool: those among which the baseline's are found; the same, and others that only a choice of methods left out.
+        pool: those among which the baseline's are found.
         plan: what is asked.
 
     Raises:
@@ -92,7 +92,10 @@ def study(runs: pd.DataFrame, pool: pd.DataFrame, plan: Plan) -> Study:
     return Study(plan, summary, *_ranks(summary, plan), runs, missing)
 
 
-_NUMBERS = "mean std low high gain gain_low gain_high p p_holm resolvable published best_epoch best_member".split()
+_NUMBERS = [
+    "mean", "std", "low", "high", "gain", "gain_low", "gain_high", "p", "p_holm", "resolvable", "teacher_accuracy",
+    "published", *ON_TEST,
+]  # fmt: skip
 
 
 def _order(values: tuple[Any, ...], group: pd.DataFrame, plan: Plan) -> tuple[Any, ...]:
@@ -160,8 +163,12 @@ def _row(group: pd.DataFrame, partners: Partners, plan: Plan) -> dict[str, Any]:
         "low": low,
         "high": high,
         **_against(group, partners, plan),
+        "teacher_accuracy": _mean(group, "teacher/test_accuracy") if plan.metric.name == "test/accuracy" else None,
         **_published(group, plan.metric.name),
-        **{key: _on_test(group, column, plan.metric.name) for key, column in ON_TEST.items()},
+        **{
+            key: _mean(group, column) if plan.metric.name == "test/accuracy" else None
+            for key, column in ON_TEST.items()
+        },
     }
 
 
@@ -206,10 +213,9 @@ def _published(group: pd.DataFrame, metric: str) -> dict[str, Any]:
     }
 
 
-def _on_test(group: pd.DataFrame, column: str, metric: str) -> float | None:
-    if metric != "test/accuracy" or column not in group or group[column].isna().any():
-        return None
-    return float(group[column].mean())
+def _mean(group: pd.DataFrame, column: str) -> float | None:
+    """Of a column that all runs of the row have; what only some have is not filled in."""
+    return None if column not in group or group[column].isna().any() else float(group[column].mean())
 
 
 # ------------------------------------------------------------------------------------------- over settings

@@ -119,6 +119,7 @@ def main_table(study: Study) -> Table:
     for heading, key in (("p", "p"), ("p (Holm)", "p_holm")):
         add(heading, [Cell(p_text(row[key]), row[key] if known(row[key]) else None) for row in rows])
     add("smallest to be found" + unit, [_plain(row["resolvable"], metric) for row in rows])
+    add(f"teacher [{metric.unit}]", [_plain(row["teacher_accuracy"], metric) for row in rows])
     add(f"published [{metric.unit}]", [_plain(row["published"], metric) for row in rows])
     add(f"best epoch on test* [{metric.unit}]", [_plain(row["best_epoch"], metric) for row in rows])
     add(f"best member on test* [{metric.unit}]", [_plain(row["best_member"], metric) for row in rows])

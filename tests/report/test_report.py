@@ -36,7 +36,7 @@ def test_the_terminal_shows_the_table_and_says_how(two_methods, report):
     assert code == 0
     kd = next(line for line in out.splitlines() if line.strip().startswith("kd "))
     # gains 3, 4, 5 points: t = 4 / (1 / sqrt 3) = 6.928, p = 0.0202 with 2 degrees of freedom
-    for word in ("same/clean", "3", "95.00 ± 2.00", "[90.03, 99.97]", "+4.00", "[+1.52, +6.48]", "0.020"):
+    for word in ("same/clean", "3", "95.00 ± 2.00", "[90.03, 99.97]", "+4.00", "[+1.52, +6.48]", "0.020", "97.00"):
         assert word in kd, kd
     for words in ("Student's t", "paired t test", "Holm correction over 1 test", "80 % power"):
         assert words in out
@@ -175,3 +175,32 @@ def test_the_critical_difference_is_drawn_where_autorank_is_there(tmp_path, reco
     report("--html", str(tmp_path / "r.html"))
     # Nemenyi: q(0.05, 3) / sqrt 2 = 2.343, times sqrt(3 * 4 / (6 * 5)) = 1.48
     assert "critical difference 1.48" in (tmp_path / "r.html").read_text()
+
+
+def test_a_choice_of_teachers_keeps_the_student_alone_and_what_clean_data_make_one(record, report):
+    noisy = [*NOISY, "teacher.condition=same"]
+    record("method=ce", *NOISY, accuracy=0.8)
+    record("method=ce", accuracy=0.9)
+    record("method=kd", accuracy=0.91)
+    record("method=kd", *noisy, accuracy=0.7)
+    record("method=kd", *NOISY, "teacher.condition=clean", accuracy=0.85)
+    _, out, _ = report("teacher.condition=clean", "--csv", "-")
+    rows = [(row["method"], row["noise"], row["mean"]) for row in csv.DictReader(io.StringIO(out))]
+    assert rows == [
+        ("ce", "none", "0.9"), ("kd", "none", "0.91"),
+        ("ce", "symmetric0.4", "0.8"), ("kd", "symmetric0.4", "0.85"),
+    ]  # fmt: skip
+    _, out, _ = report("teacher.condition=clean", "method=kd", "--csv", "-")
+    assert [row["method"] for row in csv.DictReader(io.StringIO(out))] == ["kd", "kd"]
+
+
+def test_a_filter_chooses_among_kinds_of_the_baseline(record, report):
+    record("method=kd", accuracy=0.9)
+    record("method=kd", "method.temperature=2", accuracy=0.8)
+    record("method=at", accuracy=0.95)
+    code, _, err = report("--baseline", "kd")
+    assert code == 2
+    assert "--baseline kd is not one contender" in err
+    _, out, _ = report("--baseline", "kd", "method.temperature=2", "--csv", "-")
+    kd, at = csv.DictReader(io.StringIO(out))  # at has no temperature: the word says nothing of it
+    assert (kd["method"], kd["mean"], at["method"], float(at["gain"])) == ("kd", "0.8", "at", pytest.approx(0.15))
