@@ -64,8 +64,7 @@ def _heat_map(study: Study) -> Plot | None:
     axis.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
     axis.set_yticks(range(gains.shape[1]), gains.columns)
     axis.grid(visible=False)
-    difference = f" [{unit.difference_unit}]" if unit.difference_unit else ""
-    figure.colorbar(image, label=f"difference from {study.plan.baseline}{difference}")
+    figure.colorbar(image, label=unit.difference_unit)
     compared = study.summary[study.summary["pairs"] > 0]
     pairs = sorted(set(compared["pairs"]))
     caption = f"{unit.name}, mean difference from {study.plan.baseline}, blue is better; pairs: "
