@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -100,6 +101,25 @@ def sync(args: argparse.Namespace) -> int:
     return sync.main(default_outputs(), args.project, args.entity, args.dry_run)
 
 
+def runs(args: argparse.Namespace) -> int:
+    """List the runs."""
+    from kdbench.report import listing
+
+    return listing.main(args.filters, args.outputs or default_outputs())
+
+
+def report(args: argparse.Namespace) -> int:
+    """Compare the finished runs."""
+    from kdbench.report import command
+
+    chosen = {key: value for key, value in vars(args).items() if key in command.Options._fields}
+    return command.main(command.Options(**chosen), args.outputs or default_outputs())
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="kdbench", description="Look around kdbench; kdbench-train runs.")
@@ -132,6 +152,24 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--entity", help="W&B user or team instead of the runs' own")
     command.add_argument("--dry-run", action="store_true", help="only list them")
     command.set_defaults(run=sync)
+    command = commands.add_parser("runs", help="list the runs, newest first")
+    command.add_argument("filters", nargs="*", metavar="KEY=VALUE,...", help="method=kd noise.rate=0.4 state=failed")
+    command.add_argument("--outputs", type=Path, help="root of the records (default as for kdbench-train)")
+    command.set_defaults(run=runs)
+    command = commands.add_parser("report", help="compare the finished runs: tables, tests, plots")
+    command.add_argument("filters", nargs="*", metavar="KEY=VALUE,...", help="method=kd,at dataset=cifar100")
+    command.add_argument("--outputs", type=Path, help="root of the records (default as for kdbench-train)")
+    command.add_argument("--by", type=_words, default=["method"], help="keys that make rows (default method)")
+    command.add_argument("--over", type=_words, default=["seed"], help="keys that are averaged over (default seed)")
+    command.add_argument("--strict", action="store_true", help="refuse if runs differ in a key nobody named")
+    command.add_argument("--metric", dest="metrics", type=_words, default=["test/accuracy"], metavar="METRIC[,METRIC]",
+                         help="default test/accuracy")  # fmt: skip
+    command.add_argument("--baseline", default="ce", help="method that the others are held against (default ce)")
+    command.add_argument("--interval", choices=("t", "bca"), default="t", help="Student's t or bootstrap (default t)")
+    command.add_argument("--test", choices=("t", "wilcoxon"), default="t", help="of the pairs (default t)")
+    for form in ("html", "csv", "markdown", "latex"):
+        command.add_argument(f"--{form}", metavar="FILE", help=f"also as {form} in this file; - = on the terminal")
+    command.set_defaults(run=report)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

@@ -49,6 +49,46 @@ def needs_teacher(cfg: dict[str, Any]) -> bool:
     return any("teacher" in part["needs"] for part in (cfg["method"], *cfg["plus"].values()))
 
 
+def facts_of(
+    cfg: dict[str, Any],
+    *,
+    fingerprint: str | None = None,
+    teacher: str | None = None,
+    lightweight: str | None = None,
+    noise_file: str | None = None,
+) -> dict[str, Any]:
+    """What of a configuration changes the result, and nothing else; arguments as those of `identify`."""
+
+    def part(group: str, node: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in node.items() if key not in _NOT_IDENTITY.get(group, ())}
+
+    facts: dict[str, Any] = {
+        "schema": SCHEMA,
+        "method": part("method", cfg["method"]),
+        "plus": {name: part("method", node) for name, node in sorted(cfg["plus"].items())},
+        "student": cfg["student"],
+        "teacher": teacher,
+        "dataset": {**part("dataset", cfg["dataset"]), "fingerprint": fingerprint},
+        "noise": part("noise", cfg["noise"]),
+        "imbalance": cfg["imbalance"],
+        "recipe": cfg["recipe"],
+        "precision": cfg["trainer"]["precision"],
+        "max_batches": cfg["trainer"]["max_batches"],
+        "seed": cfg["seed"],
+    }
+    if teacher and cfg["teacher"]["shuffle"] != "none":
+        facts["shuffle"] = cfg["teacher"]["shuffle"]
+    if lightweight:
+        facts["lightweight"] = lightweight
+    # false is what runs did before there was such a key, and without noise all validation is clean
+    clean = facts["noise"].pop("clean_validation")
+    if clean and cfg["noise"]["name"] != "none":
+        facts["noise"]["clean_validation"] = True
+    if noise_file:
+        facts["noise"]["file"] = noise_file
+    return facts
+
+
 def identify(
     cfg: dict[str, Any],
     *,
@@ -66,35 +106,8 @@ def identify(
         lightweight: id of the run of the network that answers for synthetic images; None where no loss needs one.
         noise_file: fingerprint of the file that the label noise is read from, instead of its path.
     """
-
-    def facts_of(group: str, node: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in node.items() if key not in _NOT_IDENTITY.get(group, ())}
-
-    facts: dict[str, Any] = {
-        "schema": SCHEMA,
-        "method": facts_of("method", cfg["method"]),
-        "plus": {name: facts_of("method", node) for name, node in sorted(cfg["plus"].items())},
-        "student": cfg["student"],
-        "teacher": teacher,
-        "dataset": {**facts_of("dataset", cfg["dataset"]), "fingerprint": fingerprint},
-        "noise": facts_of("noise", cfg["noise"]),
-        "imbalance": cfg["imbalance"],
-        "recipe": cfg["recipe"],
-        "precision": cfg["trainer"]["precision"],
-        "max_batches": cfg["trainer"]["max_batches"],
-        "seed": cfg["seed"],
-    }
-    if teacher and cfg["teacher"]["shuffle"] != "none":
-        facts["shuffle"] = cfg["teacher"]["shuffle"]
-    if lightweight:
-        facts["lightweight"] = lightweight
-    # false is what runs did before there was such a key, and without noise all validation is clean
-    clean = facts["noise"].pop("clean_validation")
-    if clean and cfg["noise"]["name"] != "none":
-        facts["noise"]["clean_validation"] = True
-    if noise_file:
-        facts["noise"]["file"] = noise_file
-    words = ["+".join([cfg["method"]["name"], *sorted(cfg["plus"])])]
+    facts = facts_of(cfg, fingerprint=fingerprint, teacher=teacher, lightweight=lightweight, noise_file=noise_file)
+    words = [method_word(cfg)]
     words += [cfg["teacher"]["name"]] if teacher else []
     words += [cfg["student"]["name"], cfg["dataset"]["name"]]
     words += _noise_words(cfg["noise"]) + _imbalance_words(cfg["imbalance"])
@@ -107,6 +120,21 @@ def identify(
 def _hash(facts: dict[str, Any]) -> str:
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def method_word(cfg: dict[str, Any]) -> str:
+    """The method and the losses added to it: `at`, `at+kd`."""
+    return "+".join([cfg["method"]["name"], *sorted(cfg["plus"])])
+
+
+def noise_word(noise: dict[str, Any]) -> str:
+    """Kind and rate of the label noise: `none`, `symmetric0.4`, `human_worst`."""
+    return "".join(_noise_words(noise)) or "none"
+
+
+def imbalance_word(imbalance: dict[str, Any]) -> str:
+    """Kind and strength of the class imbalance: `none`, `longtail100`."""
+    return "".join(_imbalance_words(imbalance)) or "none"
 
 
 def _noise_words(noise: dict[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""What runs came to: listing, statistics, tables, plots, one page. Offline, from the records alone."""
