@@ -107,10 +107,11 @@ def identify(
         noise_file: fingerprint of the file that the label noise is read from, instead of its path.
     """
     facts = facts_of(cfg, fingerprint=fingerprint, teacher=teacher, lightweight=lightweight, noise_file=noise_file)
+    corrupted = _noise_words(cfg["noise"]) + _imbalance_words(cfg["imbalance"])
+    clean = "_clean" if corrupted and cfg["teacher"]["condition"] == "clean" else ""
     words = [method_word(cfg)]
-    words += [cfg["teacher"]["name"]] if teacher else []
-    words += [cfg["student"]["name"], cfg["dataset"]["name"]]
-    words += _noise_words(cfg["noise"]) + _imbalance_words(cfg["imbalance"])
+    words += [cfg["teacher"]["name"] + clean] if teacher else []
+    words += [cfg["student"]["name"], cfg["dataset"]["name"], *corrupted]
     what = "-".join(words)
     # the words do not say everything: the temperature, for one
     setting = f"{what}-{_hash({key: value for key, value in facts.items() if key != 'seed'})[:8]}"

@@ -250,7 +250,10 @@ def test_a_teacher_learns_from_the_students_data_or_from_clean_data(tiny):
     assert same_data.result()["teacher"]["id"] == tiny(*alone, *corrupted).id
     assert clean.result()["teacher"]["id"] == tiny(*alone).id
     assert clean.result()["labels_hash"] == same_data.result()["labels_hash"]
-    assert tiny("teacher.condition=clean", "recipe.epochs=1").id == tiny("recipe.epochs=1").id  # no noise, no imbalance
+    assert "resnet14_clean-" in clean.name
+    assert "_clean" not in same_data.name
+    alike = tiny("teacher.condition=clean", "recipe.epochs=1")
+    assert alike.identity == tiny("recipe.epochs=1").identity  # no noise, no imbalance
 
 
 def test_shuffled_answers_make_another_run(whole, tiny):
