@@ -169,6 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--test", choices=("t", "wilcoxon"), default="t", help="of the pairs (default t)")
     for form in ("html", "csv", "markdown", "latex"):
         command.add_argument(f"--{form}", metavar="FILE", help=f"also as {form} in this file; - = on the terminal")
+    command.add_argument("--plots", metavar="FOLDER", help="also the plots of the page, as svg files in this folder")
     command.set_defaults(run=report)
     args = parser.parse_args(argv)
     try:

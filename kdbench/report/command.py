@@ -36,6 +36,7 @@ class Options(NamedTuple):
     csv: str | None
     markdown: str | None
     latex: str | None
+    plots: str | None
 
 
 class Report(NamedTuple):
@@ -59,7 +60,7 @@ def main(options: Options, outputs: Path) -> int:
         (options.latex, lambda: "\n".join(table.latex() for one in report.studies for table in _tables(one))),
         (options.html, lambda: _page(report, options)),
     ]
-    for path, _ in forms:
+    for path in [*(path for path, _ in forms), options.plots]:
         if path and path != "-" and not Path(path).resolve().parent.is_dir():
             raise UserError(f"{path} cannot be written: there is no folder {Path(path).parent}")
     for path, form in forms:
@@ -67,12 +68,24 @@ def main(options: Options, outputs: Path) -> int:
             sys.stdout.write(form())
         elif path:
             write_text(Path(path), form())
+    if options.plots:
+        _draw(report, Path(options.plots))
     if "-" not in [path for path, _ in forms]:
         _print(report)
         for path, _ in forms:
             if path:
                 print(f"written: {path}")
     return 0
+
+
+def _draw(report: Report, folder: Path) -> None:
+    from kdbench.report.plots import plots
+
+    folder.mkdir(exist_ok=True)
+    for one in report.studies:
+        for plot in plots(one):
+            name, svg = plot.file
+            write_text(folder / f"{one.plan.metric.name.replace('/', '_')}-{name}", svg)
 
 
 def made(options: Options, outputs: Path) -> Report:

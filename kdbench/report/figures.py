@@ -19,11 +19,22 @@ _COLUMNS = 3
 
 
 class Plot(NamedTuple):
-    """A figure with its title, what it shows, and the SVG as a data address."""
+    """A figure with its title, what it shows, and its SVG, on no ground."""
 
     title: str
     caption: str
-    source: str
+    svg: str
+
+    @property
+    def address(self) -> str:
+        """The figure as a page can hold it."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
+
+    @property
+    def file(self) -> tuple[str, str]:
+        """Name and content of a file of its own, on white ground."""
+        name = self.title.lower().replace(" ", "_").replace(",", "")
+        return f"{name}.svg", self.svg.replace("<svg ", '<svg style="background: white" ', 1)
 
 
 def grid(count: int, width: float = 4.0, height: float = 3.0) -> tuple[Figure, list[Axes]]:
@@ -36,7 +47,7 @@ def grid(count: int, width: float = 4.0, height: float = 3.0) -> tuple[Figure, l
 
 
 def finish(figure: Figure, axes: list[Axes]) -> str:
-    """One legend for all panels, and the address."""
+    """One legend for all panels, and the SVG."""
     shown: dict[str, Any] = {}
     for each in axes:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
@@ -44,15 +55,15 @@ def finish(figure: Figure, axes: list[Axes]) -> str:
     if shown:
         columns = max(1, int(figure.get_figwidth() / (0.7 + 0.09 * max(map(len, shown)))))
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns)
-    return address(figure)
+    return drawn(figure)
 
 
-def address(figure: Figure) -> str:
-    """The figure as SVG in a data address."""
-    buffer = io.BytesIO()
+def drawn(figure: Figure) -> str:
+    """The SVG of a figure, the same each time."""
+    buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def words(keys: list[str], values: tuple[Any, ...]) -> str:

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kdbench.report.curves import against_gamma, against_imbalance, against_noise, epochs
-from kdbench.report.figures import PANELS, Plot, address, bars, capped, colors_of, finish, grid, said_n, words
+from kdbench.report.figures import PANELS, Plot, bars, capped, colors_of, drawn, finish, grid, said_n, words
 from kdbench.report.metrics import metric
 from kdbench.report.notes import lacking
 from kdbench.report.study import Study, cells, contender_of, matrix, settings_of
@@ -19,7 +19,7 @@ _STYLE = {
 def plots(study: Study) -> list[Plot]:
     """All plots that the runs allow."""
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
-        drawn = [
+        found = [
             against_noise(study),
             against_imbalance(study),
             against_gamma(study),
@@ -31,7 +31,7 @@ def plots(study: Study) -> list[Plot]:
             ),
             _critical_difference(study),
         ]
-    return [plot for plot in drawn if plot]
+    return [plot for plot in found if plot]
 
 
 def _heat_map(study: Study) -> Plot | None:
@@ -69,7 +69,7 @@ def _heat_map(study: Study) -> Plot | None:
     pairs = sorted(set(compared["pairs"]))
     caption = f"{unit.name}, mean difference from {study.plan.baseline}, blue is better; pairs: "
     return Plot(
-        "Heat map of gains", f"{caption}{' to '.join(map(str, pairs[:: max(1, len(pairs) - 1)]))}.", address(figure)
+        "Heat map of gains", f"{caption}{' to '.join(map(str, pairs[:: max(1, len(pairs) - 1)]))}.", drawn(figure)
     )
 
 
@@ -125,5 +125,5 @@ def _critical_difference(study: Study) -> Plot | None:
     return Plot(
         "Critical difference",
         f"{caption}critical difference {result.cd:.2f} (5 %), drawn by autorank.",
-        address(figure),
+        drawn(figure),
     )

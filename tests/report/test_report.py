@@ -204,3 +204,19 @@ def test_a_filter_chooses_among_kinds_of_the_baseline(record, report):
     _, out, _ = report("--baseline", "kd", "method.temperature=2", "--csv", "-")
     kd, at = csv.DictReader(io.StringIO(out))  # at has no temperature: the word says nothing of it
     assert (kd["method"], kd["mean"], at["method"], float(at["gain"])) == ("kd", "0.8", "at", pytest.approx(0.15))
+
+
+def test_plots_are_files_of_their_own(record, report, tmp_path):
+    for seed in range(2):
+        for rate in ("noise.rate=0.2", "noise.rate=0.4"):
+            record("method=ce", "noise=symmetric", rate, seed=seed, accuracy=0.5, epochs=(0.5, 0.7))
+            record("method=kd", "noise=symmetric", rate, seed=seed, accuracy=0.6, epochs=(0.5, 0.7))
+    folder = tmp_path / "figures"
+    assert report("--plots", str(folder))[0] == 0
+    names = {path.name for path in folder.iterdir()}
+    assert {"test_accuracy-noise_curve.svg", "test_accuracy-learning_curves.svg"} <= names
+    text = (folder / "test_accuracy-noise_curve.svg").read_text()
+    assert '<svg style="background: white" ' in text
+    assert text.count("http") == text.count("http://www.w3.org") + text.count("https://www.w3.org")
+    code, _, err = report("--plots", str(tmp_path / "no" / "folder"))
+    assert (code, "there is no folder" in err) == (2, True)
