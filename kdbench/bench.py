@@ -142,6 +142,19 @@ def measure(cfg: dict[str, Any], rounds: int, steps: int) -> dict[str, Any]:
     }
 
 
+def measure_pace(cfg: dict[str, Any], rounds: int = 2, steps: int = 5) -> float:
+    """Seconds that an epoch of training will take, from epochs of a few real steps.
+
+    Raises:
+        UserError: the configuration cannot run.
+    """
+    data = data_of(cfg).prepare()
+    limit = cfg["trainer"]["max_batches"]
+    batches = min(data.train_size // data.batch_size, limit or data.train_size)
+    figures = measure(cfg, rounds, min(steps, batches))
+    return batches * statistics.median(figures["epoch_seconds"]) / figures["steps"]
+
+
 def untrained(cfg: dict[str, Any]) -> Method:
     """The method with networks of random weights."""
     return assemble(cfg, untaught(cfg), sizes_of(cfg["dataset"]))

@@ -120,6 +120,13 @@ def _words(text: str) -> list[str]:
     return text.split(",")
 
 
+def plan(args: argparse.Namespace) -> int:
+    """List the jobs of a sweep."""
+    from kdbench import plan
+
+    return plan.main(args.overrides, args.all, args.time, args.json)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="kdbench", description="Look around kdbench; kdbench-train runs.")
@@ -171,6 +178,13 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument(f"--{form}", metavar="FILE", help=f"also as {form} in this file; - = on the terminal")
     command.add_argument("--plots", metavar="FOLDER", help="also the plots of the page, as svg files in this folder")
     command.set_defaults(run=report)
+    command = commands.add_parser("plan", help="list the jobs of a sweep: done, to do, failed; time, disk, teachers")
+    command.add_argument("overrides", nargs="*", help="as for kdbench-train -m, e.g. method=ce,kd seed=0,1,2")
+    command.add_argument("-m", "--multirun", action="store_true", help="taken, so that a command can be pasted")
+    command.add_argument("--all", action="store_true", help="show all jobs of a long list")
+    command.add_argument("--time", action="store_true", help="time some steps of what no finished run can tell")
+    command.add_argument("--json", help="also write the rows to this file")
+    command.set_defaults(run=plan)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

@@ -5,22 +5,25 @@ Every leaf of `conf/` ends in a comment `# <rule>: <prose>`, the one place that 
 or an enumeration `a|b|c`. Nothing here imports torch, so wrong input is refused before anything is loaded.
 """
 
+import copy
 import difflib
 import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from kdbench.errors import UserError
 from kdbench.models.catalogue import NETWORKS
@@ -40,8 +43,10 @@ def version_base() -> str | None:
 
 
 def register() -> None:
-    """Add the options that follow from a table: one student and teacher per network, one `plus` per method."""
+    """Add our sweeper, and what follows from a table: a student and a teacher per network, a `plus` per method."""
     store = ConfigStore.instance()
+    sweeper = {"_target_": "hydra_plugins.kdbench.GridSweeper", "max_batch_size": None, "params": None}
+    store.store(group="hydra/sweeper", name="kdbench", node=sweeper)
     for group in ("student", "teacher"):
         for name in NETWORKS:
             store.store(group=group, name=name, node={"defaults": ["_base", "_self_"], "name": name})
@@ -67,6 +72,11 @@ def needs(method: str) -> list[str]:
 
 def content(option: str) -> dict[str, Any]:
     """What one file of `conf/` and the files it builds on say, uncomposed."""
+    return copy.deepcopy(_content(option))
+
+
+@lru_cache
+def _content(option: str) -> dict[str, Any]:
     group = option.rpartition("/")[0]
     own: dict[str, Any] = yaml.safe_load((CONF / f"{option}.yaml").read_text()) or {}
     parents = [parent for parent in own.pop("defaults", []) if isinstance(parent, str) and parent != "_self_"]
@@ -203,10 +213,11 @@ def check(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the first key whose value is not allowed, or a key nobody knows.
     """
-    absent = sorted(OmegaConf.missing_keys(cfg))
-    if absent:
-        raise UserError(f"{absent[0]} must be given: {absent[0]}=... (rule: {_rule_text(absent[0], choices)})")
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    try:
+        plain = _resolved(cfg)
+    except (MissingMandatoryValue, InterpolationToMissingValueError):
+        absent = min(OmegaConf.missing_keys(cfg))
+        raise UserError(f"{absent} must be given: {absent}=... (rule: {_rule_text(absent, choices)})") from None
     known = _known(choices)
     foreign = tuple(f"{group}." for group, option in choices.items() if group in GROUPS and _is_foreign(group, option))
     refused = []
@@ -225,6 +236,35 @@ def check(cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers, all references followed.
+
+    OmegaConf parses every reference by a grammar in pure Python, 0.2 ms each, which a grid of jobs cannot afford; here
+    it does so for all but the plain `${group.key}`.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False, throw_on_missing=True)  # type: ignore[assignment]
+
+    def follow(node: dict[str, Any]) -> bool:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                if not follow(value):
+                    return False
+            elif "${" in str(value):
+                match = re.fullmatch(r"\$\{(\w+)\.(\w+)\}", value) if isinstance(value, str) else None
+                group = plain.get(match[1]) if match else None
+                target = group.get(match[2]) if match and isinstance(group, dict) else None
+                if target is None or isinstance(target, dict) or "${" in str(target):
+                    return False
+                node[key] = copy.copy(target)
+        return True
+
+    if "${" in str(plain.get("outputs")):
+        plain["outputs"] = cfg.outputs
+    if follow(plain):
+        return plain
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
 def _follows(cfg: DictConfig, key: str) -> bool:
     """Whether a key only repeats another one, which is then the one to name."""
     parent, _, name = key.rpartition(".")
@@ -233,11 +273,15 @@ def _follows(cfg: DictConfig, key: str) -> bool:
 
 
 def _known(choices: Mapping[str, Any]) -> dict[str, Rule]:
+    chosen = {group: choices.get(group) for group in GROUPS if group != "plus"}
+    return _rules_of(tuple(f"{group}/{option}" for group, option in chosen.items() if isinstance(option, str)))
+
+
+@lru_cache
+def _rules_of(chosen: tuple[str, ...]) -> dict[str, Rule]:
     found = dict(rules("train"))
-    for group in GROUPS:
-        option = choices.get(group)
-        if isinstance(option, str) and group != "plus":
-            found |= {f"{group}.{key}": rule for key, rule in rules(f"{group}/{option}").items()}
+    for option in chosen:
+        found |= {f"{option.partition('/')[0]}.{key}": rule for key, rule in rules(option).items()}
     for method in options("method"):
         found |= {f"plus.{method}.{key}": rule for key, rule in rules(f"method/{method}").items()}
     return found
@@ -284,10 +328,25 @@ def composed(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _compose(overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
+    with hydra_at_conf():
+        return without_hydra(compose("train", overrides=overrides, return_hydra_config=True))
+
+
+@contextmanager
+def hydra_at_conf() -> Iterator[ConfigLoader]:
+    """Hydra's loader over `conf/` and our own options; the Hydra that was there, of a sweep, is back afterwards."""
     register()
+    before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base=version_base()):
-        cfg = compose("train", overrides=overrides, return_hydra_config=True)
+    try:
+        with initialize_config_dir(str(CONF), version_base=version_base()):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def without_hydra(cfg: DictConfig) -> tuple[DictConfig, dict[str, Any]]:
+    """A composed configuration without Hydra's own node, and group -> option chosen."""
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]

@@ -4,9 +4,18 @@ import logging
 import warnings
 
 from rich.console import Console
+from rich.table import Table
 
 log = logging.getLogger("kdbench")
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def show(table: Table) -> None:
+    """Print a table; wide where there is no terminal that would wrap it."""
+    wide = Console(markup=False, highlight=False)  # cells may say pip install kdbench[tensorboard]
+    if not wide.is_terminal:
+        wide.width = 160
+    wide.print(table)
 
 
 class _ToConsole(logging.Handler):

@@ -6,4 +6,12 @@ class UserError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """A run that cannot go on for a reason that is no bug; the message says which run, why, and where its log is."""
+    """A run that cannot go on for a reason that is no bug; the message says which run, why, and where its log is.
+
+    Attributes:
+        why: the reason alone.
+    """
+
+    def __init__(self, message: str, why: str | None = None) -> None:
+        super().__init__(message)
+        self.why = why or message

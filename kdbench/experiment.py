@@ -27,6 +27,10 @@ def conduct(cfg: dict[str, Any], role: str | None = None) -> Run:
     speak()
     preflight(cfg)
     run = run_of(cfg)
+    if cfg["stage"] == "teachers":
+        for own in teachers_of(cfg):
+            conduct(own, "teacher")
+        return run
     with run.claimed():
         if cfg["force"]:
             run.set_aside()
@@ -50,15 +54,27 @@ def _do(run: Run, cfg: dict[str, Any], role: str) -> None:
         with run.recorded(cfg):
             distill(run, cfg, role, conduct)
     except (NonFiniteLoss, OSError, OutOfMemoryError) as error:
-        raise RunFailed(f"{run.name} failed: {reason(error)}; see {run.directory}/train.log") from error
+        why = reason(error)
+        raise RunFailed(f"{run.name} failed: {why}; see {run.directory}/train.log", why) from error
 
 
 def preflight(cfg: dict[str, Any]) -> None:
     """Refuse at once what cannot work.
 
     Raises:
-        UserError: no such data, options that contradict each other, a missing package, no such device, a teacher's
-            checkpoint that cannot be loaded.
+        UserError: as `check`; no such device; a teacher's checkpoint that cannot be loaded.
+    """
+    check(cfg)
+    _check_device(cfg["trainer"]["device"], cfg["trainer"]["precision"])
+    if needs_teacher(cfg):
+        teachers.check(cfg)
+
+
+def check(cfg: dict[str, Any]) -> None:
+    """Refuse at once what can be seen not to work without torch.
+
+    Raises:
+        UserError: no such data, options that contradict each other, a missing package.
     """
     if (name := cfg["method"]["name"]) in cfg["plus"]:
         raise UserError(f"plus=[{name}] is not possible: it is the method already")
@@ -71,9 +87,6 @@ def preflight(cfg: dict[str, Any]) -> None:
     loggers.check(cfg["logger"])
     if needs_teacher(cfg) and not cfg["teacher"]["checkpoint"]:
         _check_recipe(cfg["teacher"]["recipe"], "teacher.recipe")
-    _check_device(cfg["trainer"]["device"], cfg["trainer"]["precision"])
-    if needs_teacher(cfg):
-        teachers.check(cfg)
 
 
 def _check_device(device: str, precision: str) -> None:
@@ -106,3 +119,13 @@ def run_of(cfg: dict[str, Any]) -> Run:
     labels = noise.fingerprint(cfg["noise"])
     identity = identify(cfg, fingerprint=fingerprint, teacher=teacher, lightweight=light, noise_file=labels)
     return Run(identity, Path(cfg["outputs"]))
+
+
+def teachers_of(cfg: dict[str, Any]) -> list[dict[str, Any]]:
+    """Configurations of the runs that train what teaches `cfg`: its teacher, unless a file, and its lightweight one."""
+    found = []
+    if needs_teacher(cfg) and not cfg["teacher"]["checkpoint"]:
+        found.append(teachers.own_config(cfg))
+    if lightweight.needed(cfg):
+        found.append(lightweight.own_config(cfg))
+    return found

@@ -45,6 +45,7 @@ def own_config(cfg: dict[str, Any]) -> dict[str, Any]:
         },
         "seed": wanted["seed"],
         "force": False,
+        "stage": "student",
     }
     return own
 

@@ -40,6 +40,7 @@ def own_config(cfg: dict[str, Any]) -> dict[str, Any]:
         "recipe": copy.deepcopy(teacher["recipe"]),
         "seed": teacher["seed"],
         "force": False,
+        "stage": "student",
     }
     if teacher["condition"] == "clean":
         own |= {"noise": content("noise/none"), "imbalance": content("imbalance/none")}

@@ -1,6 +1,7 @@
 """The entry point: `kdbench-train` and `python -m kdbench.train`. One screen, one story."""
 
 import os
+import shlex
 import signal
 import sys
 from typing import NoReturn
@@ -10,30 +11,29 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kdbench import config, interrupts
+from kdbench import config, experiment, interrupts, sweep
 from kdbench.errors import RunFailed, UserError
 
 
 @hydra.main(config_path=str(config.CONF), config_name="train", version_base=config.version_base())
 def sentence(cfg: DictConfig) -> float | None:
     """Carry out one composed configuration; returns the validation accuracy, for sweepers."""
-    job = HydraConfig.get()
-    try:
-        checked = config.check(cfg, job.runtime.choices)
-        from kdbench.experiment import conduct
-
-        result = conduct(checked).result()
-    except (UserError, RunFailed) as error:
-        if job.mode == RunMode.RUN:
-            _stop(error)
-        print(f"error: job {job.job.num} ({' '.join(job.overrides.task)}): {error}", file=sys.stderr)
-        raise  # a sweep goes on with its other jobs
-    return result["val"]["accuracy"] if result else None
+    hydra_cfg = HydraConfig.get()
+    if hydra_cfg.mode == RunMode.MULTIRUN:
+        run = sweep.job(cfg, hydra_cfg)
+    else:
+        try:
+            run = experiment.conduct(config.check(cfg, hydra_cfg.runtime.choices))
+        except (UserError, RunFailed) as error:
+            _stop(error)  # here, because Hydra would add a line to it
+    result = run.result()
+    return result["val"]["accuracy"] if result and result["val"] else None
 
 
 def main() -> None:
     """Run Hydra; what the user can mend is one line and exit code 2."""
     config.register()
+    sweep.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole, and we say them in a line
     interrupts.listen()
     try:
@@ -51,7 +51,8 @@ def main() -> None:
 
 
 def _interrupted(code: int) -> NoReturn:
-    print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+    command = shlex.join(["kdbench-train", *sys.argv[1:]])
+    print(f"interrupted; the same command continues from the last checkpoint: {command}", file=sys.stderr)
     sys.exit(code)
 
 
