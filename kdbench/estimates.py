@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from kdbench.grid import Task
 from kdbench.records import Record
-from kdbench.run import needs_teacher
+from kdbench.run import method_word, needs_teacher
 
 
 class Estimate(NamedTuple):
@@ -47,7 +47,7 @@ class Estimates:
 
     def __init__(self) -> None:
         self._paces: dict[str, list[float]] = {}  # measured now, by kind
-        self._past: dict[Path, dict[str, list[Past]]] = {}  # by beginning of the directories, by kind
+        self._past: dict[Path, dict[str, list[Past]]] = {}  # by pattern of the directories, by kind
 
     def of(self, task: Task) -> Estimate:
         """What remains to be done of a task."""
@@ -64,17 +64,19 @@ class Estimates:
         self._paces[kind_of(task.cfg)] = [pace]
 
     def _read(self, task: Task) -> dict[str, list[Past]]:
-        """The finished runs whose names begin as the task's, by kind."""
-        beginning = task.run.directory.with_name("-".join(_words(task.cfg)))
-        if beginning not in self._past:
-            found = self._past[beginning] = {}
-            for directory in beginning.parent.glob(f"{glob.escape(beginning.name)}-*"):
+        """The finished runs whose names could be of the task's kind, by kind."""
+        cfg = task.cfg
+        words = [method_word(cfg), "*" + glob.escape(cfg["student"]["name"]), glob.escape(cfg["dataset"]["name"]), "*"]
+        pattern = task.run.directory.with_name("-".join(words))
+        if pattern not in self._past:
+            found = self._past[pattern] = {}
+            for directory in pattern.parent.glob(pattern.name):
                 record = Record(directory)
                 if record.result and (cost := record.result["cost"].get("train_seconds")):
                     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
                     pace = cost / max(1, epochs_of(record.config))
                     found.setdefault(kind_of(record.config), []).append(Past(record.status.get("host", ""), pace, size))
-        return self._past[beginning]
+        return self._past[pattern]
 
 
 def epochs_of(cfg: dict[str, Any]) -> int:
@@ -96,10 +98,3 @@ def kind_of(cfg: dict[str, Any]) -> str:
         "trainer": [cfg["trainer"][key] for key in ("device", "precision", "compile", "max_batches")],
     }
     return json.dumps(parts, sort_keys=True)
-
-
-def _words(cfg: dict[str, Any]) -> list[str]:
-    """What the names of all runs of a kind begin with (`run.identify`)."""
-    words = ["+".join([cfg["method"]["name"], *sorted(cfg["plus"])])]
-    words += [cfg["teacher"]["name"]] if needs_teacher(cfg) else []
-    return [*words, cfg["student"]["name"], cfg["dataset"]["name"]]
