@@ -1,5 +1,8 @@
 """Plots of a study, each as SVG text; one that the runs do not allow is not drawn."""
 
+import io
+from contextlib import redirect_stdout
+
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
@@ -118,7 +121,8 @@ def _critical_difference(study: Study) -> Plot | None:
 
     means = matrix(study.summary, study.plan.grouping, "mean").astype(float).dropna(axis="columns")
     order = "descending" if study.plan.metric.higher else "ascending"
-    result = autorank(means, force_mode="nonparametric", order=order)
+    with redirect_stdout(io.StringIO()):  # it prints its own tables
+        result = autorank(means, force_mode="nonparametric", order=order)
     figure = Figure(figsize=(7, 2.2 + 0.12 * means.shape[1]))
     plot_stats(result, ax=figure.add_subplot(), allow_insignificant=True)
     caption = f"Average ranks over {len(means)} settings, 1 the best; what a bar joins differs by less than Nemenyi's "
