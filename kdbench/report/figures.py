@@ -16,6 +16,7 @@ from kdbench.report.tables import known
 
 PANELS = 12  # of a figure; more would be read by nobody
 _COLUMNS = 3
+_LEAST = 6.0  # inches: of the panels together
 
 
 class Plot(NamedTuple):
@@ -41,7 +42,8 @@ def grid(count: int, width: float = 4.0, height: float = 3.0) -> tuple[Figure, l
     """A figure of so many panels; sizes in inches."""
     columns = min(count, _COLUMNS)
     lines = -(-count // columns)
-    figure = Figure(figsize=(width * columns + 0.6, height * lines + 0.4), layout="constrained")
+    width = max(width * columns, _LEAST)
+    figure = Figure(figsize=(width + 0.6, height * lines + 0.4), layout="constrained")
     axes = [figure.add_subplot(lines, columns, i + 1) for i in range(count)]
     return figure, axes
 
@@ -53,7 +55,8 @@ def finish(figure: Figure, axes: list[Axes]) -> str:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
             shown.setdefault(label, handle)
     if shown:
-        columns = max(1, int(figure.get_figwidth() / (0.7 + 0.09 * max(map(len, shown)))))
+        columns = max(1, int(figure.get_figwidth() / (0.7 + 0.07 * max(map(len, shown)))))
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(shown) // columns))
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns)
     return drawn(figure)
 
