@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from kdbench import config
-from kdbench.config import CONF, Rule, composed
+from kdbench.config import CONF, composed
 from kdbench.errors import UserError
+from kdbench.rules import Rule
 
 FILES = sorted(str(path.relative_to(CONF))[:-5] for path in CONF.rglob("*/*.yaml"))
 PRESETS = [name for name in config.options("experiment") if "/" in name]

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import pandas as pd
 from rich.console import Console
 
-from kdbench.config import nearest
 from kdbench.errors import UserError
 from kdbench.files import write_text
 from kdbench.records import Record, records
@@ -19,6 +18,7 @@ from kdbench.report.grouping import grouping, without_teachers
 from kdbench.report.metrics import metric
 from kdbench.report.notes import names, notes, rank_notes, some
 from kdbench.report.study import Plan, Study, study
+from kdbench.rules import nearest
 
 
 class Options(NamedTuple):
