@@ -6,10 +6,10 @@ import re
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from kdbench import config
+from kdbench.console import show
 from kdbench.errors import RunFailed, UserError
 from kdbench.models.catalogue import NETWORKS
 from kdbench.records import default_outputs
@@ -50,10 +50,7 @@ def ls(args: argparse.Namespace) -> int:
         table.add_column(columns[i], no_wrap=i == 0)
     for row in content:
         table.add_row(*(row[i] for i in shown))
-    console = Console(markup=False)  # cells may say pip install kdbench[tensorboard]
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+    show(table)
     return 0
 
 

@@ -10,11 +10,11 @@ log = logging.getLogger("kdbench")
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def show(table: Table) -> None:
-    """Print a table; wide where there is no terminal that would wrap it."""
-    wide = Console(markup=False, highlight=False)  # cells may say pip install kdbench[tensorboard]
+def show(table: Table, width: int = 160) -> None:
+    """Print a table; so wide where there is no terminal that would wrap it."""
+    wide = Console(markup=False, highlight=False, emoji=False)  # cells may say pip install kdbench[tensorboard]
     if not wide.is_terminal:
-        wide.width = 160
+        wide.width = width
     wide.print(table)
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table
-from scipy import stats
 
 from kdbench.config import composed
 from kdbench.console import console
 from kdbench.errors import UserError
 from kdbench.experiment import conduct
 from kdbench.files import write_json
+from kdbench.report.statistics import interval
 from kdbench.run import needs_teacher
 
 _POOR = 0.1  # of its training, for a poor teacher
@@ -68,11 +68,11 @@ def compare(name: str, method: list[float], control: list[float]) -> Comparison:
     """Method against control, test accuracies paired by seed."""
     gains = [100 * (a - b) for a, b in zip(method, control, strict=True)]
     mean = statistics.mean(gains)
-    if len(gains) == 1:
+    found = interval(gains)
+    if found.high is None:
         return Comparison(name, control, mean, None, "not resolved")
-    half = float(stats.t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
-    verdict = "not resolved" if abs(mean) <= half else "yes" if mean > 0 else "no"
-    return Comparison(name, control, mean, half, verdict)
+    verdict = "not resolved" if found.holds_zero else "yes" if mean > 0 else "no"
+    return Comparison(name, control, mean, found.high - mean, verdict)
 
 
 def main(overrides: list[str], seeds: list[int], json_path: str | None) -> int:

@@ -4,9 +4,9 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from kdbench.console import console, show
 from kdbench.records import Record, records
 from kdbench.report.filters import Filter, select
 
@@ -22,9 +22,6 @@ def main(words: list[str], outputs: Path) -> int:
     found = select(records(outputs), [Filter.parse(word) for word in words])
     when = {record.directory: touched(record) for record in found}
     found.sort(key=lambda record: when[record.directory], reverse=True)
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 200
     if found:
         table = Table()
         for column in ("run", "id", "state", "accuracy", "seconds", "when", "note"):
@@ -34,7 +31,7 @@ def main(words: list[str], outputs: Path) -> int:
             )
         for record in found:
             table.add_row(*_row(record, when[record.directory]), style=_STYLES.get(record.state))
-        console.print(table)
+        show(table, 200)
     states = Counter(record.state for record in found)
     said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     console.print(f"{len(found)} runs in {outputs / 'runs'}" + (f": {said}" if said else ""))
