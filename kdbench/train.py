@@ -11,37 +11,44 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kdbench import config, experiment, interrupts, sweep
+from kdbench.config.check import check
+from kdbench.config.compose import CONFIG_ERRORS, register, version_base
+from kdbench.config.explain import explain
+from kdbench.config.groups import CONF
 from kdbench.errors import RunFailed, UserError
+from kdbench.specs.resolve import resolve
+from kdbench.sweeps import sweep
+from kdbench.training import signals
+from kdbench.training.conduct import conduct
 
 
-@hydra.main(config_path=str(config.CONF), config_name="train", version_base=config.version_base())
-def sentence(cfg: DictConfig) -> float | None:
-    """Carry out one composed configuration; returns the validation accuracy, for sweepers."""
+@hydra.main(config_path=str(CONF), config_name="train", version_base=version_base())
+def run(cfg: DictConfig) -> float | None:
+    """Carry out one composed configuration; returns the validation accuracy, for sweepers that search."""
     hydra_cfg = HydraConfig.get()
     if hydra_cfg.mode == RunMode.MULTIRUN:
-        run = sweep.job(cfg, hydra_cfg)
+        record = sweep.job(cfg, hydra_cfg)
     else:
         try:
-            run = experiment.conduct(config.check(cfg, hydra_cfg.runtime.choices))
+            record = conduct(resolve(check(cfg, hydra_cfg.runtime.choices)))
         except (UserError, RunFailed) as error:
             _stop(error)  # here, because Hydra would add a line to it
-    result = run.result()
+    result = record.result
     return result["val"]["accuracy"] if result and result["val"] else None
 
 
 def main() -> None:
-    """Run Hydra; what the user can mend is one line and exit code 2."""
-    config.register()
+    """Let Hydra compose and `run`; what the user can mend is one line and exit code 2."""
+    register()
     sweep.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole, and we say them in a line
-    interrupts.listen()
+    signals.listen()
     try:
-        sentence()
+        run()
     except (UserError, RunFailed) as error:
         _stop(error)
-    except config.CONFIG_ERRORS as error:
-        _stop(UserError(config.explain(error)))
+    except CONFIG_ERRORS as error:
+        _stop(UserError(explain(error)))
     except KeyboardInterrupt:
         _interrupted(128 + signal.SIGINT)
     except SystemExit as end:

@@ -9,17 +9,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from rich.table import Table
 
-from kdbench.config import composed
+from kdbench.specs.resolve import spec_of
 from kdbench.console import console
-from kdbench.experiment import conduct
+from kdbench.training.conduct import conduct
 
 SEEDS = range(5)
 start = time.perf_counter()
 runs = {
-    method: [conduct(composed([f"method={method}", f"seed={seed}", "experiment=demo"])[0]) for seed in SEEDS]
+    method: [conduct(spec_of([f"method={method}", f"seed={seed}", "experiment=demo"])) for seed in SEEDS]
     for method in ("ce", "kd")
 }
-results = {method: [run.result() for run in each] for method, each in runs.items()}
+results = {method: [run.finished for run in each] for method, each in runs.items()}
 accuracy = {method: [result["test"]["accuracy"] for result in each] for method, each in results.items()}
 seconds = {method: sum(result["cost"]["train_seconds"] for result in each) for method, each in results.items()}
 gains = [100 * (kd - ce) for ce, kd in zip(accuracy["ce"], accuracy["kd"], strict=True)]

@@ -1,4 +1,4 @@
-"""A small, fast run for tests: resnet8 on fake 8x8 images; a stand-in for W&B's server."""
+"""Fixtures: a small, fast run; a stand-in for W&B's server."""
 
 import os
 import threading
@@ -9,32 +9,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from kdbench.config import composed
-from kdbench.experiment import conduct
-from tests.wandb_stand_in import Server
-
-TINY = [
-    "dataset=fake", "dataset.num_train=80", "dataset.num_test=40", "dataset.num_classes=4", "dataset.channels=1",
-    "dataset.image_size=8", "dataset.crop_padding=1", "teacher=resnet14", "student=resnet8", "recipe.epochs=3",
-    "recipe.batch_size=16", "logger=none", "trainer=cpu", "trainer.checkpoint_seconds=0",
-]  # fmt: skip
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    """`tiny(*overrides)`: conduct the tiny run under `tmp_path`, and return it."""
-
-    def go(*overrides):
-        cfg, _ = composed([*TINY, f"outputs={tmp_path}/outputs", *overrides])
-        return conduct(cfg)
-
-    return go
+from kdbench.specs.resolve import spec_of
+from kdbench.training.conduct import conduct
+from tests.helpers.tiny import TINY
+from tests.helpers.wandb_server import Server
 
 
 @pytest.fixture
 def words(tmp_path):
-    """`words(*overrides)`: the tiny run as command-line words."""
+    """`words(*overrides)`: the overrides of the tiny run, with its records under `tmp_path`."""
     return lambda *overrides: [*TINY, f"outputs={tmp_path}/outputs", *overrides]
+
+
+@pytest.fixture
+def tiny(words):
+    """`tiny(*overrides)`: conduct the tiny run, and return its record."""
+    return lambda *overrides: conduct(spec_of(words(*overrides)))
 
 
 @pytest.fixture

@@ -1,21 +1,38 @@
-"""The door through which Hydra calls `kdbench.sweep`: it takes sweepers from `hydra_plugins` only."""
+"""The plug-in through which Hydra calls `kdbench.sweeps`: Hydra looks for sweepers in `hydra_plugins` only."""
 
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 
-class GridSweeper(BasicSweeper):
-    """Hydra's own grid, carried out by `kdbench.sweep.Sweep`."""
+class GridSweeper(Sweeper):
+    """Hydra's own grid, carried out by `kdbench.sweeps.sweep.Sweep`.
+
+    Args:
+        params: overrides of the grid that a preset gives; `kdbench.sweeps.grid` reads them from the configuration.
+    """
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        self.hydra_context = self.config = self.launcher = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives, and make the launcher that the configuration names."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Carry out the grid; records are files, so nothing of use is returned.
 
         Args:
-            arguments: the overrides of the jobs; `kdbench.grid` reads them from the configuration.
+            arguments: the overrides of the jobs; `kdbench.sweeps.grid` reads them from the configuration.
         """
-        from kdbench.grid import Grid
-        from kdbench.sweep import Sweep
+        from kdbench.sweeps.grid import Grid
+        from kdbench.sweeps.sweep import Sweep
 
         assert self.hydra_context is not None
         assert self.config is not None

@@ -32,6 +32,7 @@ class DataModule(pl.LightningDataModule):
         imbalance: The ``imbalance`` group; removes training images, by true class.
         noise: The ``noise`` group; changes labels of what is left, before the split, so validation is noisy
             too, unless ``clean_validation``.
+        sizes: What ``sources.check`` found of the data set.
         batch_size: Training batch; evaluation takes batches of at least ``EVAL_BATCH_SIZE``.
         seed: The run's seed for order and augmentation. Noise, subset and split have seeds of their own.
 
@@ -49,23 +50,23 @@ class DataModule(pl.LightningDataModule):
         noise_record, imbalance_record: The two groups, and what came of them: ``noise.record`` of the training part,
             ``imbalance.record`` of training and validation together.
 
+    The groups are checked already (``sources.check``, ``imbalance.check``, ``noise.check``).
+
     Raises:
-        UserError: If the data cannot be found or read, or an option is impossible (the constructor checks all
-            that can be known without loading).
+        UserError: If the data cannot be read, or an option turns out to be impossible for them.
     """
 
-    def __init__(self, dataset: dict, imbalance: dict, noise: dict, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, dataset: dict, imbalance: dict, noise: dict, sizes: sources.Sizes, batch_size: int, seed: int
+    ) -> None:
         super().__init__()
         self.dataset, self.imbalance, self.noise = dataset, imbalance, noise
         self.batch_size, self.seed = batch_size, seed
         self._epoch = 0
         self._parts: dict[str, Part] = {}
         self._train_loader: Loader | None = None
-        self.num_classes = sources.check(dataset)
-        class_imbalance.check(imbalance, self.num_classes)
-        label_noise.check(noise, self.num_classes, dataset["source"])
-        self.in_chans, self.image_size = dataset["channels"], sources.image_size(dataset)
-        self.mean, self.std = sources.normalisation(dataset)
+        self.sizes = sizes
+        self.num_classes, self.in_chans, self.image_size, self.mean, self.std = sizes
 
     def prepare(self) -> "DataModule":
         """Download if allowed, then load; returns itself. Needs no trainer and no device."""
@@ -82,7 +83,7 @@ class DataModule(pl.LightningDataModule):
         """Load the source, thin it out, add noise, split; once, whatever the stage."""
         if self._parts:
             return
-        train, test = sources.load(self.dataset)
+        train, test = sources.load(self.dataset, self.sizes)
         self.classes = train.classes
         index = class_imbalance.subset(train.labels, self.imbalance, self.num_classes)
         true = train.labels[index]

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from kdbench.data import embedded, folder, synmnist, synthetic
 from kdbench.data.batch import Images
@@ -24,23 +25,48 @@ TREES = {"imagefolder": ".", "imagenet": "imagenet", "tinyimagenet": "tiny-image
 SOURCES = tuple(sorted({*embedded.FILES, "fake", "synmnist", *ARCHIVES, *TREES}))
 
 
+class Sizes(NamedTuple):
+    """What a network needs to know of its data.
+
+    Attributes:
+        num_classes: number of classes.
+        in_chans: channels of the images.
+        image_size: height and width of the images, in pixels.
+        mean: of the images in [0, 1], by channel, for networks to normalise with.
+        std: of the images in [0, 1], by channel, for networks to normalise with.
+    """
+
+    num_classes: int
+    in_chans: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 def data_root(dataset: dict) -> Path:
     """The folder of the data sets: ``dataset.root``, else $KDBENCH_DATA, else ~/.cache/kdbench/data."""
     return Path(dataset["root"] or os.environ.get("KDBENCH_DATA") or "~/.cache/kdbench/data").expanduser()
 
 
-def check(dataset: dict) -> int:
-    """Find the data and check that the options fit each other, before any work and without reading images.
+def check(dataset: dict) -> Sizes:
+    """Find the data and check that the options fit each other, before any work; at most one image is read.
 
     Args:
         dataset: The ``dataset`` group.
 
     Returns:
-        The number of classes.
+        What networks need to know of the data.
 
     Raises:
         UserError: If the data cannot be found or an option is impossible.
     """
+    num_classes = _check(dataset)
+    mean, std = normalisation(dataset)
+    return Sizes(num_classes, dataset["channels"], image_size(dataset), mean, std)
+
+
+def _check(dataset: dict) -> int:
+    """As `check`; returns the number of classes."""
     source = dataset["source"]
     if source not in SOURCES:
         raise UserError(f"dataset.source={source}: must be one of {', '.join(SOURCES)}")
@@ -216,11 +242,12 @@ def download(dataset: dict) -> None:
             torchvision_sets.download(dataset["source"], root)
 
 
-def load(dataset: dict) -> tuple[Images, Images]:
+def load(dataset: dict, sizes: Sizes) -> tuple[Images, Images]:
     """Load the training and test set of a data set; never downloads.
 
     Args:
-        dataset: The ``dataset`` group.
+        dataset: The ``dataset`` group, checked.
+        sizes: What `check` found.
 
     Returns:
         Training and test set; for trees the file names only.
@@ -228,14 +255,12 @@ def load(dataset: dict) -> tuple[Images, Images]:
     Raises:
         UserError: If the data are missing or damaged, or are not what the config says.
     """
-    check(dataset)
     with _named_errors(dataset, "cannot be read from"):
         train, test = _load(dataset)
     _check_classes(dataset, train.classes)
-    size, channels = image_size(dataset), dataset["channels"]
     if train.images.ndim == 4:
         side, _, depth = train.images.shape[1:]
-        for key, wanted, there in (("image_size", size, side), ("channels", channels, depth)):
+        for key, wanted, there in (("image_size", sizes.image_size, side), ("channels", sizes.in_chans, depth)):
             if wanted != there:
                 raise UserError(f"dataset.{key}={wanted}: {dataset['name']} has {there}")
     return train, test

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.evaluation.classification import Classification
-from kdbench.methods.base import Method
 
 Predict = Callable[[Tensor], dict[str, Tensor]]
 
@@ -37,7 +36,7 @@ def _passing(trainer: pl.Trainer, module: nn.Module) -> Iterator[None]:
     module.train(training)
 
 
-def score(trainer: pl.Trainer, method: Method, loader: Any, predict: Predict) -> dict[str, dict[str, float]]:
+def score(trainer: pl.Trainer, method: nn.Module, loader: Any, predict: Predict) -> dict[str, dict[str, float]]:
     """`accuracy`, `top5` (fractions) and `nll` (nats) on a loader of every prediction.
 
     Args:
@@ -57,7 +56,7 @@ def score(trainer: pl.Trainer, method: Method, loader: Any, predict: Predict) ->
     return {name: count.compute() for name, count in counts.items()}
 
 
-def score_student(trainer: pl.Trainer, method: Method, loader: Any) -> dict[str, float]:
+def score_student(trainer: pl.Trainer, method: nn.Module, loader: Any) -> dict[str, float]:
     """As `score`, of the student alone."""
     return score(trainer, method, loader, lambda images: {"student": method(images)})["student"]
 

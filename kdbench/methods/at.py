@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
-from kdbench.methods.base import Method
-from kdbench.methods.stages import Stages, matched, pairs
+from kdbench.methods.feature_maps import Stages, matched, pairs
+from kdbench.methods.method import Method
 from kdbench.models.features import Features, Shapes
 
 
@@ -52,13 +52,11 @@ class AT(Method):
         super().__init__()
         self.weight, self.power, self.chosen, self.variant = weight, power, stages, variant
 
-    def prepare(self, student: Shapes, teacher: Shapes | None) -> None:
+    def prepare(self, student: Shapes, teacher: Shapes) -> None:
         """Choose the maps."""
-        assert teacher is not None
         self.pairs = pairs(self.chosen, student, teacher, "at")
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`at`: the sum over the pairs of maps."""
-        assert teacher is not None
         each = [at_loss(student.stages[i], teacher.stages[j], self.power, self.variant) for i, j in self.pairs]
         return {"at": self.weight * torch.stack(each).sum()}

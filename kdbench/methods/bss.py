@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from kdbench.data.batch import Batch
-from kdbench.methods.base import Method, exact
 from kdbench.methods.kd import soft_cross_entropy
+from kdbench.methods.machinery.precision import without_autocast
+from kdbench.methods.method import Method
 from kdbench.models.features import Features
 
 
@@ -131,36 +132,31 @@ class BSS(Method):
         self.attack_start, self.attack_until, self.attack_fraction = attack_start, attack_until, attack_fraction
         self.steps, self.step_size = steps, step_size
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`kd`: the soft term on the images as they are."""
-        assert teacher is not None
-        weight = falling(self.kd_start, self.kd_end, 1.0, *self.pace)
+        weight = falling(self.kd_start, self.kd_end, 1.0, *self.progress)
         return {"kd": weight * soft_cross_entropy(student.logits, teacher.logits, self.temperature).mean()}
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
+    def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
         """`bss` too, as long as its weight is not 0."""
-        student, teacher = self.forwards(batch.images)
-        assert teacher is not None
-        terms = self.weigh(student, teacher, batch)
-        weight = falling(self.attack_start, 0.0, self.attack_until, *self.pace)
+        student, teacher = self.forward_both(batch.images)
+        losses = self.named_losses(student, teacher, batch)
+        weight = falling(self.attack_start, 0.0, self.attack_until, *self.progress)
         if weight > 0:
-            terms["bss"] = weight * self.boundary(student.logits.detach(), teacher.logits, batch)
-        return terms
+            losses["bss"] = weight * self.boundary(student.logits.detach(), teacher.logits, batch)
+        return losses
 
     def boundary(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Mean soft cross-entropy over the attacked images of a batch; logits (B,K) choose them."""
-        assert self.teacher is not None
-        with exact(batch.images):
+        with without_autocast(batch.images):
             count = max(1, round(self.attack_fraction * len(batch.labels)))
             index, share = base_samples(student.float(), teacher.float(), batch.labels, count)
             target = attack_classes(teacher.float()[index])
-        teach = self.teacher
         images = boundary_samples(
-            lambda seen: teach.logits(seen).float(), batch.images[index], target, self.steps, self.step_size,
-            teach.network.scale,
+            lambda seen: self.teacher.logits(seen).float(), batch.images[index], target, self.steps, self.step_size,
+            self.teacher.network.scale,
         )  # fmt: skip
-        own, taught = self.forwards(images)
-        assert taught is not None
-        with exact(batch.images):
-            each = soft_cross_entropy(own.logits.float(), taught.logits.float(), self.temperature)
+        on_student, on_teacher = self.forward_both(images)
+        with without_autocast(batch.images):
+            each = soft_cross_entropy(on_student.logits.float(), on_teacher.logits.float(), self.temperature)
             return (share * each).sum()

@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from kdbench.data.batch import Batch
-from kdbench.methods.base import Method
+from kdbench.methods.method import MethodWithoutTeacher
 from kdbench.models.features import Features
 
 
-class CE(Method):
+class CE(MethodWithoutTeacher):
     """L = CE(z_s, y)."""
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """Nothing beside the cross-entropy."""
         return {}

@@ -24,9 +24,10 @@ from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
 from kdbench.errors import UserError
-from kdbench.methods.base import exact
 from kdbench.methods.kd import kd_loss
-from kdbench.methods.turns import InTurns, Turn
+from kdbench.methods.machinery.precision import without_autocast
+from kdbench.methods.machinery.several_optimizers import SeveralOptimizers, Update
+from kdbench.methods.method import MethodWithoutTeacher
 from kdbench.models.features import Features, Shapes
 
 
@@ -42,7 +43,7 @@ def mutual_loss(logits: Sequence[Tensor], k: int, temperature: float) -> Tensor:
     return torch.stack([kd_loss(logits[k], other, temperature) for other in others]).mean()
 
 
-class DML(InTurns):
+class DML(SeveralOptimizers, MethodWithoutTeacher):
     """Networks that learn from each other; the student is the first of them."""
 
     def __init__(
@@ -52,7 +53,7 @@ class DML(InTurns):
         self.names, self.temperature, self.weight = peers, temperature, weight
         self.label_weight, self.alternating = label_weight, updates == "alternating"
 
-    def prepare(self, student: Shapes, teacher: Shapes | None) -> None:
+    def prepare(self, student: Shapes) -> None:
         """Make the other peers.
 
         Raises:
@@ -60,37 +61,38 @@ class DML(InTurns):
         """
         if not self.names:
             raise UserError("method.peers=[] is not allowed: dml needs one other network at least")
-        assert self.another is not None
-        self.peers = nn.ModuleList(self.another(name, number) for number, name in enumerate(self.names, start=1))
+        self.peers = nn.ModuleList(
+            self.another_network(name, number) for number, name in enumerate(self.names, start=1)
+        )
 
-    def turns(self) -> list[Turn]:
+    def updates(self) -> list[Update]:
         """One for each peer, the student first."""
-        each = [self.all_but(self.peers), *(peer.parameters() for peer in self.peers)]
-        return [Turn(mine, self.stage.recipe, partial(self.peer_terms, k)) for k, mine in enumerate(each)]
+        parameters = [self.parameters_without(self.peers), *(peer.parameters() for peer in self.peers)]
+        return [Update(own, self.stage.recipe, partial(self.peer_losses, k)) for k, own in enumerate(parameters)]
 
-    def peer_terms(self, k: int, batch: Batch) -> dict[str, Tensor]:
-        """The terms of peer k, called in order."""
+    def peer_losses(self, k: int, batch: Batch) -> dict[str, Tensor]:
+        """The losses of peer k; to be called for 0, 1, 2 ... in this order."""
         if k == 0:
-            student, teacher = self.forwards(batch.images)
+            student, teacher = self.forward_both(batch.images)
             self.predicted = [student.logits, *(peer(batch.images).logits for peer in self.peers)]
-            terms = self.weigh(student, teacher, batch)  # with what is added to the method
+            losses = self.named_losses(student, teacher, batch)  # with what is added to the method
         else:
             if self.alternating:
                 self._predict_again(k - 1, batch)
-            with exact(batch.images):
+            with without_autocast(batch.images):
                 own = self.predicted[k].float()
-                terms = {f"peer{k}_ce": self.label_weight * F.cross_entropy(own, batch.labels)}
-        with exact(batch.images):
+                losses = {f"peer{k}_ce": self.label_weight * F.cross_entropy(own, batch.labels)}
+        with without_autocast(batch.images):
             logits = [logits.float() for logits in self.predicted]
-            terms["dml" if k == 0 else f"peer{k}_dml"] = self.weight * mutual_loss(logits, k, self.temperature)
-        return terms
+            losses["dml" if k == 0 else f"peer{k}_dml"] = self.weight * mutual_loss(logits, k, self.temperature)
+        return losses
 
     def _predict_again(self, k: int, batch: Batch) -> None:
         network = self.student if k == 0 else self.peers[k - 1]
         with torch.no_grad():
             self.predicted[k] = network(batch.images).logits
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """None that need one network alone."""
         return {}
 

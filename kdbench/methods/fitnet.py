@@ -26,9 +26,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdbench.data.batch import Batch
-from kdbench.methods.base import Method, Stage, first_stage
+from kdbench.methods.feature_maps import Stages, matched, pairs
 from kdbench.methods.kd import soft_cross_entropy
-from kdbench.methods.stages import Stages, matched, pairs
+from kdbench.methods.machinery.stages import Stage, first_stage
+from kdbench.methods.method import Method
 from kdbench.models.features import Features, Shapes
 
 
@@ -74,33 +75,30 @@ class FitNet(Method):
         self.weight, self.chosen, self.distance, self.relu = weight, stages, distance, relu
         self.staged, self.first, self.second = training == "staged", first_stage, second_stage
 
-    def prepare(self, student: Shapes, teacher: Shapes | None) -> None:
+    def prepare(self, student: Shapes, teacher: Shapes) -> None:
         """Choose the maps and make a regressor for each."""
-        assert teacher is not None
         self.pairs = pairs(self.chosen, student, teacher, "fitnet")
         shapes = [(student.stages[i], teacher.stages[j]) for i, j in self.pairs]
-        self.regressors = nn.ModuleList(regressor(own, taught, self.relu) for own, taught in shapes)
+        self.regressors = nn.ModuleList(regressor(*pair, self.relu) for pair in shapes)
 
-    def before(self, recipe: dict[str, Any]) -> list[Stage]:
+    def first_stages(self, recipe: Mapping[str, Any]) -> list[Stage]:
         """The hint alone, where training is staged."""
         return [first_stage("hint", self.first, recipe, self.hint)] if self.staged else []
 
-    def hint(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def hint(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`hint`: the sum over the pairs of maps."""
-        assert teacher is not None
         total = student.logits.new_zeros(())
         for (i, j), regress in zip(self.pairs, self.regressors, strict=True):
-            own, taught = student.stages[i], teacher.stages[j]
+            student_map, teacher_map = student.stages[i], teacher.stages[j]
             if regress[0].kernel_size == (1, 1):  # type: ignore[index]  # else it changes the size itself
-                own, taught = matched(own, taught)
-            total = total + hint_loss(regress(own), taught, self.distance)
+                student_map, teacher_map = matched(student_map, teacher_map)
+            total = total + hint_loss(regress(student_map), teacher_map, self.distance)
         return {"hint": self.weight * total}
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`hint`; in the second of two stages `soft`."""
         if not self.staged:
             return self.hint(student, teacher, batch)
-        assert teacher is not None
         start, end = self.second["start"], self.second["end"]
-        weight = start + (end - start) * self.pace.epoch / max(self.pace.epochs - 1, 1)
+        weight = start + (end - start) * self.progress.epoch / max(self.progress.epochs - 1, 1)
         return {"soft": weight * soft_cross_entropy(student.logits, teacher.logits, self.second["temperature"]).mean()}

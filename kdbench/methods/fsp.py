@@ -23,8 +23,9 @@ from torch import Tensor
 
 from kdbench.data.batch import Batch
 from kdbench.errors import UserError
-from kdbench.methods.base import Method, Stage, first_stage
-from kdbench.methods.stages import Stages, pairs, pooled
+from kdbench.methods.feature_maps import Stages, pairs, pooled
+from kdbench.methods.machinery.stages import Stage, first_stage
+from kdbench.methods.method import Method
 from kdbench.models.features import Features, Shapes
 
 
@@ -48,8 +49,8 @@ def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], pooling: str,
         Scalar.
     """
     each = []
-    for own, taught in zip(pairwise(student), pairwise(teacher), strict=True):
-        squares = (fsp_matrix(*own, pooling) - fsp_matrix(*taught, pooling)).square()
+    for student_pair, teacher_pair in zip(pairwise(student), pairwise(teacher), strict=True):
+        squares = (fsp_matrix(*student_pair, pooling) - fsp_matrix(*teacher_pair, pooling)).square()
         each.append(squares.mean() if distance == "mean" else squares.sum() / len(squares))
     return torch.stack(each).sum()
 
@@ -70,35 +71,33 @@ class FSP(Method):
         self.weight, self.chosen, self.pooling, self.distance = weight, stages, pooling, distance
         self.staged, self.first = training == "staged", first_stage
 
-    def prepare(self, student: Shapes, teacher: Shapes | None) -> None:
+    def prepare(self, student: Shapes, teacher: Shapes) -> None:
         """Choose the maps.
 
         Raises:
             UserError: widths differ, or there is no second map.
         """
-        assert teacher is not None
         self.pairs = pairs(self.chosen, student, teacher, "fsp", stem=True)
         if len(self.pairs) < 2:
             raise UserError("fsp compares the flow between two stage maps, and there is only one")
         for i, j in self.pairs:
-            own, taught = student.stages[i][0], teacher.stages[j][0]
-            if own != taught:
+            student_width, teacher_width = student.stages[i][0], teacher.stages[j][0]
+            if student_width != teacher_width:
                 raise UserError(
                     f"fsp needs networks of the same widths, a row and a column of its matrices being a channel: "
-                    f"stage map {i} of the student has {own} channels, {j} of the teacher {taught}"
+                    f"stage map {i} of the student has {student_width} channels, {j} of the teacher {teacher_width}"
                 )
 
-    def before(self, recipe: dict[str, Any]) -> list[Stage]:
+    def first_stages(self, recipe: Mapping[str, Any]) -> list[Stage]:
         """The flow alone, where training is staged."""
         return [first_stage("flow", self.first, recipe, self.flow)] if self.staged else []
 
-    def flow(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def flow(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`fsp`."""
-        assert teacher is not None
-        own = [student.stages[i] for i, _ in self.pairs]
-        taught = [teacher.stages[j] for _, j in self.pairs]
-        return {"fsp": self.weight * fsp_loss(own, taught, self.pooling, self.distance)}
+        student_maps = [student.stages[i] for i, _ in self.pairs]
+        teacher_maps = [teacher.stages[j] for _, j in self.pairs]
+        return {"fsp": self.weight * fsp_loss(student_maps, teacher_maps, self.pooling, self.distance)}
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`fsp`; nothing in the second of two stages."""
         return {} if self.staged else self.flow(student, teacher, batch)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
-from kdbench.methods.base import Method
+from kdbench.methods.method import Method
 from kdbench.models.features import Features
 
 
@@ -54,7 +54,6 @@ class KD(Method):
         self.alpha = alpha
         self.label_weight = 1 - alpha
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`kd`: the soft term."""
-        assert teacher is not None
         return {"kd": self.alpha * kd_loss(student.logits, teacher.logits, self.temperature)}

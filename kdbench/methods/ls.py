@@ -10,7 +10,7 @@ is compared there; `paper` spreads eps over all K classes, the label included, a
 from torch import Tensor
 
 from kdbench.data.batch import Batch
-from kdbench.methods.base import Method
+from kdbench.methods.method import MethodWithoutTeacher
 from kdbench.models.features import Features
 
 
@@ -32,7 +32,7 @@ def smoothing_loss(logits: Tensor, labels: Tensor, epsilon: float, others: bool)
     return epsilon * surprise.sum(1).mean() / (logits.shape[1] - others)
 
 
-class LS(Method):
+class LS(MethodWithoutTeacher):
     """Labels that leave something to the other classes."""
 
     def __init__(self, epsilon: float, variant: str) -> None:
@@ -40,6 +40,6 @@ class LS(Method):
         self.epsilon, self.others = epsilon, variant == "reference"
         self.label_weight = 1 - epsilon
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """`ls`: the part of the other classes."""
         return {"ls": smoothing_loss(student.logits, batch.labels, self.epsilon, self.others)}

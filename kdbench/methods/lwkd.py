@@ -19,18 +19,24 @@ The student never waits for a teacher: its answers to all synthetic images are c
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdbench.data import sources
 from kdbench.data.batch import Batch
-from kdbench.methods.base import Method, exact
 from kdbench.methods.kd import kd_loss
-from kdbench.methods.turns import InTurns, Turn
+from kdbench.methods.lwkd_teacher import NAME
+from kdbench.methods.machinery.precision import without_autocast
+from kdbench.methods.machinery.several_optimizers import SeveralOptimizers, Update
+from kdbench.methods.method import MethodWithoutTeacher
 from kdbench.models.features import Features, Shapes
+from kdbench.models.trained import trained_network
+from kdbench.specs.spec import FinishedRun
+
+_CHUNK = 1000  # synthetic images that the lightweight teacher answers at a time
 
 
 class Bank(nn.Module):
@@ -125,7 +131,7 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
-class LWKD(InTurns):
+class LWKD(SeveralOptimizers, MethodWithoutTeacher):
     """Soft targets from a small network that knows digits, and a game against a discriminator."""
 
     bank: Bank
@@ -147,23 +153,38 @@ class LWKD(InTurns):
         super().__init__()
         self.temperature, self.alpha, self.beta, self.reduction = temperature, alpha, beta, reduction
         self.game, self.conditional, self.discriminator_lr = game, conditional, discriminator["lr"]
-        self.pairing = pairing
+        self.pairing, self.targets, self.correct_only = pairing, targets, correct_only
         self.label_weight = 1 - alpha
 
-    def prepare(self, student: Shapes, teacher: Shapes | None) -> None:
-        """Make the discriminator."""
-        self.discriminator = Discriminator(student.num_classes, self.conditional)
+    def prepare(self, student: Shapes) -> None:
+        """Make the discriminator, and a bank of zeros until `receive` brings the real one."""
+        classes = student.num_classes
+        self.bank = Bank(torch.zeros(classes, classes), torch.arange(classes))
+        self.discriminator = Discriminator(classes, self.conditional)
 
-    def turns(self) -> list[Turn]:
+    def receive(self, finished: Mapping[str, FinishedRun]) -> None:
+        """Fill the bank with what the lightweight teacher says of its training images, not augmented."""
+        teacher = finished[NAME]
+        network = trained_network(teacher.record).eval()
+        train, _ = sources.load(teacher.spec.config["dataset"], teacher.spec.sizes)
+        answers = []
+        with torch.no_grad():
+            for start in range(0, len(train.labels), _CHUNK):
+                images = torch.from_numpy(train.images[start : start + _CHUNK].copy()).permute(0, 3, 1, 2)
+                answers.append(network(images.float() / 255).logits)
+        labels = torch.from_numpy(train.labels.copy())
+        self.bank = Bank.of(torch.cat(answers), labels, self.targets, self.correct_only)
+
+    def updates(self) -> list[Update]:
         """The student's, then the discriminator's."""
         changed = {"optimizer": "adamw", "lr": self.discriminator_lr, "weight_decay": 0.0}
         game = {**self.stage.recipe, **changed, "schedule": "constant", "warmup_epochs": 0}
         return [
-            Turn(self.all_but(self.discriminator), self.stage.recipe, partial(Method.terms, self)),
-            Turn(self.discriminator.parameters(), game, self.discriminator_terms),
+            Update(self.parameters_without(self.discriminator), self.stage.recipe, self.student_losses),
+            Update(self.discriminator.parameters(), game, self.discriminator_losses),
         ]
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """`kd` and `adversarial`."""
         logits, target = student.logits, self.bank.draw(batch.labels, batch.index, self.pairing)
         self.fake, self.real = ((z / self.temperature).softmax(1) for z in (logits, target))
@@ -173,10 +194,14 @@ class LWKD(InTurns):
             "adversarial": self.beta * generator_loss(self.discriminator(self.fake, batch.labels), self.game),
         }
 
-    def discriminator_terms(self, batch: Batch) -> dict[str, Tensor]:
+    def student_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """What the student minimises."""
+        return self.named_losses(*self.forward_both(batch.images), batch)
+
+    def discriminator_losses(self, batch: Batch) -> dict[str, Tensor]:
         """`discriminator`: its loss on the outputs that the student has just given."""
-        with exact(batch.images):
+        with without_autocast(batch.images):
             real, fake = (self.discriminator(seen.detach(), batch.labels) for seen in (self.real, self.fake))
             right = torch.cat([real > 0, fake <= 0]).float().mean()
-            self.notes = {"discriminator_accuracy": right}
+            self.watched = {"discriminator_accuracy": right}
             return {"discriminator": discriminator_loss(real, fake)}

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
 from kdbench.errors import UserError
-from kdbench.methods.base import Method, exact
 from kdbench.methods.kd import kd_loss
+from kdbench.methods.machinery.precision import without_autocast
+from kdbench.methods.method import MethodWithoutTeacher
 from kdbench.models._base import StagedNetwork
 from kdbench.models.features import Features, Shapes
 
@@ -57,7 +58,7 @@ def ramp(epoch: int, length: float) -> float:
     return math.exp(-5 * (1 - min(epoch / length, 1)) ** 2) if length else 1.0
 
 
-class ONE(Method):
+class ONE(MethodWithoutTeacher):
     """Branches of one network that learn from their gated ensemble."""
 
     per_sample = False  # the gate has a batch norm
@@ -66,7 +67,7 @@ class ONE(Method):
         super().__init__()
         self.count, self.temperature, self.ramp, self.shared = branches, temperature, ramp, last_norm == "shared"
 
-    def prepare(self, student: Shapes, teacher: Shapes | None) -> None:
+    def prepare(self, student: Shapes) -> None:
         """Make the other branches and the gate.
 
         Raises:
@@ -81,10 +82,9 @@ class ONE(Method):
         norm = own.final_norm
         if self.shared and not norm:
             raise UserError("method.last_norm=shared needs a norm after the last stage, which wide ResNets alone have")
-        assert self.another is not None
         self.branches = nn.ModuleList()
         for number in range(1, self.count):
-            branch = self.another(None, number).net
+            branch = self.another_network(None, number).net
             branch.become_branch()
             if self.shared and norm:
                 setattr(branch, norm, getattr(own, norm))
@@ -97,22 +97,22 @@ class ONE(Method):
         others = [branch.forward_branch(shared) for branch in self.branches]  # type: ignore[operator]
         return [student.logits, *others], shared
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
+    def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
         """`ce` of branch 0, `branches_ce` of the others, `ensemble_ce` and `one`."""
-        student, teacher = self.forwards(batch.images)
+        student, teacher = self.forward_both(batch.images)
         logits, shared = self.split(student)
-        terms = self.weigh(student, teacher, batch)
-        with exact(batch.images):
+        losses = self.named_losses(student, teacher, batch)
+        with without_autocast(batch.images):
             logits = [each.float() for each in logits]
             together = ensemble(logits, self.gate(shared.float()))
             others = [F.cross_entropy(each, batch.labels) for each in logits[1:]]
-            terms["branches_ce"] = torch.stack(others).sum()
-            terms["ensemble_ce"] = F.cross_entropy(together, batch.labels)
-            weight = ramp(self.pace.epoch, self.ramp * self.pace.epochs)
-            terms["one"] = weight * consistency(logits, together, self.temperature)
-        return terms
+            losses["branches_ce"] = torch.stack(others).sum()
+            losses["ensemble_ce"] = F.cross_entropy(together, batch.labels)
+            weight = ramp(self.progress.epoch, self.ramp * self.progress.epochs)
+            losses["one"] = weight * consistency(logits, together, self.temperature)
+        return losses
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """None of branch 0 alone."""
         return {}
 
@@ -121,6 +121,6 @@ class ONE(Method):
         logits, shared = self.split(self.student(images))
         names = ["student", *(f"branch{number}" for number in range(1, self.count))]
         found = dict(zip(names, logits, strict=True))
-        with exact(images):
+        with without_autocast(images):
             together = ensemble([each.float() for each in logits], self.gate(shared.float()))
         return {**found, "ensemble": together}

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
-from kdbench.methods.base import Method
+from kdbench.methods.method import Method
 from kdbench.models.features import Features
 
 
@@ -59,11 +59,10 @@ class RKD(Method):
         self.weights = {"distance": distance_weight, "angle": angle_weight}
         self.normalize = normalize
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`distance` and `angle`, as far as their weights are not 0."""
-        assert teacher is not None
-        own, taught = student.embedding, teacher.embedding
+        embeddings = student.embedding, teacher.embedding
         if self.normalize:
-            own, taught = F.normalize(own, dim=1), F.normalize(taught, dim=1)
+            embeddings = F.normalize(student.embedding, dim=1), F.normalize(teacher.embedding, dim=1)
         kinds = {"distance": distance_loss, "angle": angle_loss}
-        return {name: self.weights[name] * kinds[name](own, taught) for name in kinds if self.weights[name]}
+        return {name: self.weights[name] * kinds[name](*embeddings) for name in kinds if self.weights[name]}

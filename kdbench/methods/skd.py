@@ -75,7 +75,7 @@ class SKD(KD):
         super().__init__(temperature, alpha)
         self.softening, self.width, self.heads, self.lr, self.anchor = softening, width, heads, lr, anchor
 
-    def prepare(self, student: Shapes, teacher: Shapes | None) -> None:
+    def prepare(self, student: Shapes, teacher: Shapes) -> None:
         """Make the simplifier.
 
         Raises:
@@ -88,18 +88,18 @@ class SKD(KD):
             )
         self.simplifier = Simplifier(student.num_classes, width, self.heads, self.softening)
 
-    def slower(self) -> list[tuple[nn.Module, float]]:
+    def lr_multipliers(self) -> list[tuple[nn.Module, float]]:
         """The simplifier."""
         return [(self.simplifier, self.lr)]
 
-    def transform(self, teacher: Features, batch: Batch) -> Features:
+    def transform_teacher(self, teacher: Features, batch: Batch) -> Features:
         """The teacher with simplified logits."""
         self.raw = teacher.logits / self.softening
         simplified = self.simplifier(teacher.logits)
         with torch.no_grad():
             log_p = (simplified / self.temperature).log_softmax(1)
             choice = simplified.argmax(1)
-            self.notes = {
+            self.watched = {
                 "kl_to_raw": kd_loss(simplified, self.raw, self.temperature) / self.temperature**2,
                 "entropy": -(log_p.exp() * log_p).sum(1).mean(),
                 "agreement": (choice == self.raw.argmax(1)).to(log_p).mean(),
@@ -107,15 +107,14 @@ class SKD(KD):
             }
         return teacher._replace(logits=simplified)
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`kd`, and `anchor` where it has a weight."""
-        assert teacher is not None
-        terms = super().losses(student, teacher, batch)
+        losses = super().losses(student, teacher, batch)
         if self.anchor:
-            terms["anchor"] = self.anchor * kd_loss(teacher.logits, self.raw, self.temperature)
-        return terms
+            losses["anchor"] = self.anchor * kd_loss(teacher.logits, self.raw, self.temperature)
+        return losses
 
-    def review(self, watched: Mapping[str, float]) -> str | None:
+    def warning(self, watched: Mapping[str, float]) -> str | None:
         """Warn where the simplified target has left the teacher."""
         if watched and watched["agreement"] < 0.5:
             return (

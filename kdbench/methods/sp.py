@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
-from kdbench.methods.base import Method
-from kdbench.methods.stages import Stages, pairs
+from kdbench.methods.feature_maps import Stages, pairs
+from kdbench.methods.method import Method
 from kdbench.models.features import Features, Shapes
 
 
@@ -38,13 +38,11 @@ class SP(Method):
         super().__init__()
         self.weight, self.chosen = weight, stages
 
-    def prepare(self, student: Shapes, teacher: Shapes | None) -> None:
+    def prepare(self, student: Shapes, teacher: Shapes) -> None:
         """Choose the maps."""
-        assert teacher is not None
         self.pairs = pairs(self.chosen, student, teacher, "sp")
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`sp`: the sum over the pairs of maps."""
-        assert teacher is not None
         each = [sp_loss(student.stages[i], teacher.stages[j]) for i, j in self.pairs]
         return {"sp": self.weight * torch.stack(each).sum()}

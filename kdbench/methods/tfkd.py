@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from kdbench.data.batch import Batch
-from kdbench.methods.base import Method
 from kdbench.methods.kd import kd_loss
+from kdbench.methods.method import Method, MethodWithoutTeacher
 from kdbench.models.features import Features
 
 
@@ -71,14 +71,13 @@ class TfKDSelf(Method):
         self.temperature, self.weight, self.reduction = temperature, alpha * multiplier, reduction
         self.label_weight = 1 - alpha
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`kd`: the soft term."""
-        assert teacher is not None
         classes = student.logits.shape[1] if self.reduction == "mean" else 1
         return {"kd": self.weight / classes * kd_loss(student.logits, teacher.logits, self.temperature)}
 
 
-class TfKDReg(Method):
+class TfKDReg(MethodWithoutTeacher):
     """Soft targets made by hand."""
 
     def __init__(
@@ -97,7 +96,7 @@ class TfKDReg(Method):
         self.student_temperature = temperature if student_temperature == "same" else 1.0
         self.label_weight = 1 - alpha
 
-    def losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """`tfkd_reg`: the soft term."""
         logits = student.logits
         target = virtual_teacher(batch.labels, logits.shape[1], self.correct, self.temperature, self.target)

@@ -5,10 +5,10 @@ from difflib import get_close_matches
 
 import timm
 
+from kdbench.config.networks import NETWORKS
 from kdbench.errors import UserError
 from kdbench.models import registry  # noqa: F401  registers the CIFAR networks with timm
-from kdbench.models.catalogue import NETWORKS
-from kdbench.models.features import Network, probe
+from kdbench.models.features import Network, Origin, probe
 
 SOURCES = ("cifar", "timm")
 
@@ -47,6 +47,8 @@ def build(
         net = timm.create_model(name_in_timm, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
         network = Network(net, mean, std)
         network.shapes = probe(network, in_chans, image_size)
+        sizes = {"num_classes": num_classes, "in_chans": in_chans, "image_size": image_size, "mean": mean, "std": std}
+        network.origin = Origin(name, source, sizes)
     except Exception as error:  # whatever a network of timm raises at a size it was not made for
         reason = str(error).partition("\n")[0] or type(error).__name__
         images = f"{in_chans}x{image_size}x{image_size} images"

@@ -44,6 +44,20 @@ class Shapes(NamedTuple):
     num_classes: int
 
 
+class Origin(NamedTuple):
+    """How a network was built.
+
+    Attributes:
+        name: of the catalogue or of timm.
+        source: `cifar` or `timm`.
+        sizes: the other arguments of `kdbench.models.build.build`.
+    """
+
+    name: str
+    source: str
+    sizes: dict[str, Any]
+
+
 class Network(nn.Module):
     """A network with the methods of a timm model, that normalises its images and returns `Features`.
 
@@ -57,6 +71,7 @@ class Network(nn.Module):
 
     Attributes:
         shapes: set by `build`, which probes.
+        origin: set by `build`.
 
     Raises:
         ValueError: mean and std of different lengths, a std that is not positive, or a network whose
@@ -67,6 +82,7 @@ class Network(nn.Module):
     shift: Tensor
     scale: Tensor
     shapes: Shapes
+    origin: Origin
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]):
         super().__init__()

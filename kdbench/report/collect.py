@@ -5,10 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from kdbench.config import leaves
-from kdbench.files import read_json
-from kdbench.records import Record
-from kdbench.run import facts_of, imbalance_word, method_word, needs_teacher, noise_word
+from kdbench.config.rules import leaves
+from kdbench.records.identity import facts_of, imbalance_word, method_word, needs_teacher, noise_word
+from kdbench.records.record import Record
 
 # sections of a record that hold numbers; evaluation.json is a section too
 _SECTIONS = ("test", "val", "best_on_test", "cost", "fidelity", "members")
@@ -75,7 +74,7 @@ def _row(record: Record, result: dict[str, Any]) -> dict[str, Any]:
 def _own_facts(cfg: dict[str, Any]) -> dict[str, Any]:
     """Without the teacher, which `_teacher` tells in words, and what files hold, which only the run could see."""
     facts = facts_of(cfg)
-    del facts["teacher"], facts["dataset"]["fingerprint"]
+    del facts["dependencies"], facts["dataset"]["fingerprint"]
     return {**facts, "noise.path": cfg["noise"].get("path")}
 
 
@@ -113,7 +112,7 @@ def _plain(value: Any) -> Any:
 
 def _numbers(result: dict[str, Any], record: Record) -> Iterator[tuple[str, float]]:
     sections = {key: result.get(key) for key in _SECTIONS}
-    sections["evaluation"] = read_json(record.directory / "evaluation.json")
+    sections["evaluation"] = record.evaluation
     sections["teacher"] = {"test_accuracy": (result.get("teacher") or {}).get("test_accuracy")}
     for section, content in sections.items():
         for key, value in leaves(content or {}):
@@ -125,5 +124,5 @@ def _numbers(result: dict[str, Any], record: Record) -> Iterator[tuple[str, floa
 
 
 def _machine(record: Record) -> str:
-    seen = read_json(record.directory / "env.json") or {}
+    seen = record.environment
     return f"{seen.get('host', 'unknown machine')}, {seen.get('gpu') or 'CPU'}"

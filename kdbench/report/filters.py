@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from kdbench.config import leaves
+from kdbench.config.rules import leaves, nearest
 from kdbench.errors import UserError
-from kdbench.records import Record
-from kdbench.rules import nearest
-from kdbench.run import method_word, needs_teacher, noise_word
+from kdbench.records.identity import method_word, needs_teacher, noise_word
+from kdbench.records.record import Record
 
 # of a record itself; every other word is a key of its configuration
 OF_RECORD = ("state", "role", "id", "name")

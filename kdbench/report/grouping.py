@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from kdbench.config.rules import nearest
 from kdbench.errors import UserError
 from kdbench.report.collect import ANY, is_fact
-from kdbench.rules import nearest
 
 # asked first, so that a person reads noise=symmetric0.4 and not noise.rate=0.4; what they settle is not asked again
 WORDS = ["dataset", "student", "noise", "imbalance", "method", "teacher", "teacher.condition"]

@@ -1,4 +1,4 @@
-"""`kdbench runs`: what has been run, newest first. Imports neither torch nor pandas."""
+"""The runs that there are, newest first. Imports neither torch nor pandas."""
 
 from collections import Counter
 from datetime import UTC, datetime
@@ -7,19 +7,19 @@ from pathlib import Path
 from rich.table import Table
 
 from kdbench.console import console, show
-from kdbench.records import Record, records
+from kdbench.records.record import Record, all_records
 from kdbench.report.filters import Filter, select
 
 _STYLES = {"failed": "red", "interrupted": "yellow", "running": "cyan"}
 
 
-def main(words: list[str], outputs: Path) -> int:
-    """Print the runs that the filter words mean; returns the exit code.
+def list_runs(filters: list[str], outputs: Path) -> None:
+    """Print the runs that pass the filters.
 
     Raises:
         UserError: a word that is no filter, or a key that no run has.
     """
-    found = select(records(outputs), [Filter.parse(word) for word in words])
+    found = select(all_records(outputs), [Filter.parse(text) for text in filters])
     when = {record.directory: touched(record) for record in found}
     found.sort(key=lambda record: when[record.directory], reverse=True)
     if found:
@@ -35,7 +35,6 @@ def main(words: list[str], outputs: Path) -> int:
     states = Counter(record.state for record in found)
     said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     console.print(f"{len(found)} runs in {outputs / 'runs'}" + (f": {said}" if said else ""))
-    return 0
 
 
 def touched(record: Record) -> datetime:

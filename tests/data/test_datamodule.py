@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from datatools import group, module, same
+from tests.helpers.data import group, module, same
 
 from kdbench.data import sources
 from kdbench.data.batch import Batch

@@ -2,7 +2,7 @@ import re
 
 import pytest
 import yaml
-from datatools import CONF, group
+from tests.helpers.data import CONF, group
 
 from kdbench.data import imbalance, noise, sources
 

@@ -2,7 +2,7 @@ import os
 
 import numpy as np
 import pytest
-from datatools import group, module, plant
+from tests.helpers.data import group, module, plant
 from PIL import Image
 
 from kdbench.data import folder, sources

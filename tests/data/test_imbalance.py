@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from datatools import group, module, symmetric
+from tests.helpers.data import group, module, symmetric
 
 from kdbench.config import composed
 from kdbench.data import imbalance
@@ -143,7 +143,7 @@ BAD = {
 @pytest.mark.parametrize("words", BAD)
 def test_wrong_imbalance_is_one_line_before_anything_is_loaded(words):
     with pytest.raises(UserError) as error:
-        preflight(composed(["dataset=digits", *words.split()])[0])
+        preflight(from_overrides(["dataset=digits", *words.split()]))
     assert all(word in str(error.value) for word in BAD[words])
     assert "\n" not in str(error.value)
 

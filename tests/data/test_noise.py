@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datatools import group, module, plant, symmetric
+from tests.helpers.data import group, module, plant, symmetric
 
 from kdbench import teachers
 from kdbench.config import composed
@@ -221,7 +221,7 @@ KINDS = ["symmetric", "pairflip", "instance"]
 def test_labels_are_the_same_in_every_process_and_for_every_seed_of_the_run():
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-from datatools import group, module
+from tests.helpers.data import group, module
 for name in {KINDS}:
     print(module("digits", noise=group("noise", name), seed=5, batch_size=32).labels_hash)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
@@ -234,7 +234,7 @@ for name in {KINDS}:
 def test_labels_are_the_same_for_every_method_and_its_teacher():
     hashes = set()
     for words in (["method=ce"], ["method=kd", "seed=3"], ["method=dml", "student=resnet14", "recipe.batch_size=32"]):
-        cfg, _ = composed([*words, "dataset=digits", "noise=pairflip", "imbalance=step", "imbalance.factor=4"])
+        cfg = from_overrides([*words, "dataset=digits", "noise=pairflip", "imbalance=step", "imbalance.factor=4"])
         hashes |= {data_of(cfg).prepare().labels_hash, data_of(teachers.own_config(cfg)).prepare().labels_hash}
     assert len(hashes) == 1
 
@@ -377,7 +377,7 @@ def test_a_bad_file_of_labels_is_one_line_before_anything_is_loaded(tmp_path, na
     content, words = BAD_LABELS[name]
     path = plain(tmp_path / name, content)
     with pytest.raises(UserError) as error:
-        preflight(composed(["dataset=digits", "noise=file", f"noise.path={path}"])[0])
+        preflight(from_overrides(["dataset=digits", "noise=file", f"noise.path={path}"]))
     assert words in str(error.value)
     assert f"noise.path={path}" in str(error.value)
     assert "\n" not in str(error.value)
@@ -403,7 +403,7 @@ def test_a_bad_matrix_is_one_line_before_anything_is_loaded(tmp_path, name):
     path = plain(tmp_path / name, content)
     config = ["dataset=digits", "noise=asymmetric", "noise.rate=null", f"noise.matrix={path}"]
     with pytest.raises(UserError) as error:
-        preflight(composed(config)[0])
+        preflight(from_overrides(config))
     assert words in str(error.value)
     assert f"noise.matrix={path}" in str(error.value)
     assert "\n" not in str(error.value)

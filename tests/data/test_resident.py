@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from datatools import part, same
+from tests.helpers.data import part, same
 
 from kdbench.data.batch import Training
 from kdbench.data.resident import ResidentLoader

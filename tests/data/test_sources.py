@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from datatools import group, module
+from tests.helpers.data import group, module
 from sklearn.datasets import load_digits
 from torchvision import datasets
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from datatools import module
+from tests.helpers.data import module
 
 from kdbench.data.split import stratified
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from datatools import part, plant, same
+from tests.helpers.data import part, plant, same
 from PIL import Image
 
 from kdbench.data import folder

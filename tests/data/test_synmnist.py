@@ -2,7 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
-from datatools import group, module
+from tests.helpers.data import group, module
 from PIL import Image
 
 from kdbench.config import composed
@@ -138,7 +138,7 @@ def test_mean_and_std_in_the_config_are_those_of_the_training_set():
 @pytest.mark.parametrize("loader", ["resident", "streaming"])
 def test_a_composed_config_is_loaded_by_the_module(loader):
     words = ["dataset=synmnist", "dataset.num_classes=37", "dataset.num_train=500", "dataset.num_test=100"]
-    cfg, _ = composed([*words, f"dataset.loader={loader}", "dataset.workers=0"])
+    cfg = from_overrides([*words, f"dataset.loader={loader}", "dataset.workers=0"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = DataModule(cfg["dataset"], cfg["imbalance"], cfg["noise"], 32, 0).prepare()

@@ -9,7 +9,7 @@ from torch import nn
 from kdbench.data.batch import Batch
 from kdbench.evaluation.assessment import Memory, assess
 from kdbench.evaluation.passes import answers
-from kdbench.fit import trainer
+from kdbench.training.callbacks import trainer
 from kdbench.models.features import Features
 
 OPTIONS = {"device": "cpu", "precision": "32-true", "max_batches": None}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbench.methods.at import at_loss, attention
-from tests.methods.numeric import numeric_gradient, random
+from tests.helpers.numeric import numeric_gradient, random
 
 
 def pooled(channel, height, width):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdbench.methods.fitnet import hint_loss, regressor
-from kdbench.methods.stages import matched
+from kdbench.methods.feature_maps import matched
 
 
 def literal(student, teacher, distance):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbench.methods.fsp import fsp_loss, fsp_matrix
-from tests.methods.numeric import numeric_gradient
+from tests.helpers.numeric import numeric_gradient
 
 
 def pooled(channel, height, width, pooling):

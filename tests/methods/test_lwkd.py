@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kdbench.methods.lwkd import LWKD, Bank, Discriminator, discriminator_loss, generator_loss
 from kdbench.models.build import build
-from tests.test_conformance import SIZES, Toy, batch_of, features_of, fit, options
+from tests.helpers.methods import SIZES, Toy, batch_of, features_of, fit, options
 
 OWN = {"temperature": 4.0, "alpha": 0.7, "beta": 0.5, "reduction": "batchmean", "game": "non_saturating",
        "conditional": False, "discriminator": {"lr": 0.001}, "pairing": "fixed", "targets": "instance",

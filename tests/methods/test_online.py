@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from kdbench.config import composed
 from kdbench.errors import UserError
 from kdbench.models.build import build
-from kdbench.models.catalogue import NETWORKS
-from tests.test_conformance import SIZES, Loader, batch_of, fit, get_class, method_of
+from kdbench.config.networks import NETWORKS
+from tests.helpers.methods import SIZES, Loader, batch_of, fit, get_class, method_of
 
 
 def online(name, student="resnet8", sizes=SIZES, epochs=2, **changes):
-    cfg, _ = composed([f"method={name}", f"student={student}", f"recipe.epochs={epochs}", "recipe.lr=0.01"])
+    cfg = from_overrides([f"method={name}", f"student={student}", f"recipe.epochs={epochs}", "recipe.lr=0.01"])
     own = {k: v for k, v in cfg["method"].items() if k not in ("name", "needs", "_target_")} | changes
 
     def another(other, number):

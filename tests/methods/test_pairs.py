@@ -7,7 +7,7 @@ from kdbench.data.batch import Batch
 from kdbench.errors import UserError
 from kdbench.methods.fsp import FSP
 from kdbench.models.build import build
-from tests.test_conformance import get_class, options
+from tests.helpers.methods import get_class, options
 
 SIZES = {"num_classes": 5, "in_chans": 3, "image_size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 BATCH = Batch(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(4), torch.arange(4))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbench.methods.rkd import angle_loss, distance_loss
-from tests.methods.numeric import numeric_gradient, random
+from tests.helpers.numeric import numeric_gradient, random
 
 
 def huber(x):

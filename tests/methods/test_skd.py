@@ -12,7 +12,7 @@ from kdbench.methods.kd import KD, kd_loss
 from kdbench.methods.skd import SKD, Simplifier
 from kdbench.models.build import build
 from kdbench.models.features import Features
-from tests.test_conformance import SIZES, Toy, batch_of, features_of, options
+from tests.helpers.methods import SIZES, Toy, batch_of, features_of, options
 
 OWN = {"temperature": 4.0, "alpha": 0.9, "softening": 1.0, "width": 8, "heads": 2, "lr": 0.1, "anchor": 0.0}
 

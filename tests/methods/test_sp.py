@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbench.methods.sp import similarity, sp_loss
-from tests.methods.numeric import numeric_gradient
+from tests.helpers.numeric import numeric_gradient
 
 
 def literal_similarity(maps):

@@ -7,13 +7,13 @@ import torch
 from kdbench.config import composed
 from kdbench.errors import UserError
 from kdbench.methods.base import first_stage
-from tests.test_conformance import batch_of, fit, method_of
+from tests.helpers.methods import batch_of, fit, method_of
 
 STAGED = {"training": "staged"}
 
 
 def test_first_stage_keeps_its_proportion_and_has_one_epoch_at_least():
-    recipe = composed([])[0]["recipe"] | {"lr": 0.05}
+    recipe = from_overrides([])["recipe"] | {"lr": 0.05}
     for epochs, expected in ((240, 30), (24, 3), (1, 1)):
         stage = first_stage("x", {"epochs": 0.125, "lr": 0.5}, {**recipe, "epochs": epochs}, None)
         assert (stage.recipe["epochs"], stage.recipe["lr"], stage.recipe["schedule"]) == (expected, 0.025, "constant")
@@ -34,7 +34,7 @@ class Watch(pl.Callback):
 
 def staged(name, **options):
     """The method with `training=staged`, 4 epochs in the first stage and 2 of the recipe."""
-    cfg, _ = composed([f"method={name}", "recipe.epochs=2", "recipe.schedule=step", "recipe.drops=[0.5]"])
+    cfg = from_overrides([f"method={name}", "recipe.epochs=2", "recipe.schedule=step", "recipe.drops=[0.5]"])
     node = {k: v for k, v in cfg["method"].items() if k not in ("name", "needs", "_target_")}
     node |= STAGED | {"first_stage": {"epochs": 2.0, "lr": 0.5}} | options
     plain = method_of(name)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbench.errors import UserError
-from kdbench.methods.stages import matched, pairs
+from kdbench.methods.feature_maps import matched, pairs
 from kdbench.models.features import Shapes
 
 

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from kdbench.models.catalogue import NETWORKS
+from kdbench.config.networks import NETWORKS
 from kdbench.models.registry import MAKERS
 
 NAMES = """
@@ -24,6 +24,6 @@ def test_every_entry_says_where_it_comes_from():
 
 
 def test_importing_the_catalogue_does_not_import_torch():
-    code = "import sys, kdbench.models.catalogue; print([m for m in ('torch', 'timm', 'numpy') if m in sys.modules])"
+    code = "import sys, kdbench.config.networks; print([m for m in ('torch', 'timm', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from kdbench.models import registry  # noqa: F401  registers the networks
-from kdbench.models.catalogue import NETWORKS
+from kdbench.config.networks import NETWORKS
 from kdbench.models.cost import flops, parameters
 
 FAMILIES = [

@@ -7,7 +7,7 @@ from functools import lru_cache
 import pytest
 
 from kdbench.config import composed
-from kdbench.experiment import run_of
+from kdbench.specs.resolve import spec_of
 from kdbench.run import needs_teacher
 from kdbench.teachers import own_config
 
@@ -16,7 +16,7 @@ COMMON = ["dataset=digits", "teacher=resnet20", "student=resnet8", "recipe=quick
 
 @lru_cache
 def configuration(words):
-    return composed([*COMMON, *words])[0]
+    return from_overrides([*COMMON, *words])
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 
 from kdbench.errors import UserError
-from kdbench.records import records
+from kdbench.records.record import all_records
 from kdbench.report.collect import collect
 from kdbench.report.grouping import agrees, grouping, without_teachers
 

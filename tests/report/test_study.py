@@ -3,7 +3,7 @@ import math
 import pytest
 
 from kdbench.errors import UserError
-from kdbench.records import records
+from kdbench.records.record import all_records
 from kdbench.report.collect import collect
 from kdbench.report.grouping import grouping, without_teachers
 from kdbench.report.metrics import metric

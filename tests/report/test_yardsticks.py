@@ -1,7 +1,7 @@
 import pytest
 
 from kdbench.config import composed, options
-from kdbench.models.catalogue import NETWORKS
+from kdbench.config.networks import NETWORKS
 from kdbench.report.yardsticks import published, yardsticks
 
 PAIR = ("dataset=cifar100", "dataset.val_fraction=0", "teacher=resnet56", "student=resnet20", "logger=none")
@@ -9,7 +9,7 @@ MOBILE = (*PAIR[:2], "teacher=vgg13", "student=mobilenetv2")
 
 
 def of(*words):
-    return published(composed([*words])[0])
+    return published(from_overrides([*words]))
 
 
 @pytest.mark.parametrize(("method", "accuracy"), [

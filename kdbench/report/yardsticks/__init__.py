@@ -10,8 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdbench.config import composed, content
-from kdbench.run import needs_teacher
+from kdbench.config.groups import content
+from kdbench.config.overrides import from_overrides
+from kdbench.records.identity import needs_teacher
 
 # learning rates that the published tables have for some networks
 _SLOW = {"mobilenetv2": 0.01, "shufflenetv1": 0.01, "shufflenetv2": 0.01}
@@ -79,5 +80,5 @@ def _recipe(network: str) -> dict[str, Any]:
 
 @lru_cache
 def _defaults(method: str) -> dict[str, Any]:
-    options: dict[str, Any] = composed([f"method={method}"])[0]["method"]
+    options: dict[str, Any] = from_overrides([f"method={method}"])["method"]
     return options

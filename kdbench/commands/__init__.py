@@ -1,0 +1,4 @@
+"""The verbs of `kdbench`, a module each: its arguments, what it calls, and what it prints.
+
+A module has `HELP`, `add_arguments(parser)` and `run(args)`, which returns the exit code. `kdbench.cli` finds them all.
+"""

@@ -1,0 +1,101 @@
+"""What `conf/` holds, read as files: the options of each group, their content and their headers."""
+
+import copy
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_PACKAGE = Path(__file__).parents[1]
+# A wheel carries conf/ inside the package; in a checkout it is beside the package.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+GROUPS = "method plus teacher student dataset noise imbalance recipe trainer logger experiment debug".split()
+# Keys of a method's file that tell the runner about the method; all others are arguments of its class.
+METHOD_DECLARATIONS = ("name", "_target_", "needs", "dependencies")
+# Labels that may repeat in a header are lists, the others single lines of text.
+_LABELS = {"paper": "", "year": "", "needs": "", "plus": "", "control": [], "command": [], "smoke": "",
+           "hardware": "", "claims": ""}  # fmt: skip
+
+
+def options(group: str) -> list[str]:
+    """Names of the files of a group of `conf/`, folders included, sorted; a leading underscore marks a shared part."""
+    files = [file for file in (CONF / group).rglob("*.yaml") if not file.stem.startswith("_")]
+    return sorted(str(file.relative_to(CONF / group).with_suffix("")) for file in files)
+
+
+def content(option: str) -> dict[str, Any]:
+    """What one file of `conf/` says, merged with the files of its group that it builds on; nothing is interpolated.
+
+    Args:
+        option: path below `conf/` without the ending, such as `method/kd`.
+    """
+    return copy.deepcopy(_content(option))
+
+
+@lru_cache
+def _content(option: str) -> dict[str, Any]:
+    group = option.rpartition("/")[0]
+    own: dict[str, Any] = yaml.safe_load((CONF / f"{option}.yaml").read_text()) or {}
+    parents = [parent for parent in own.pop("defaults", []) if isinstance(parent, str) and parent != "_self_"]
+    merged: dict[str, Any] = {}
+    for parent in parents:
+        merged |= content(f"{group}/{parent}")
+    return merged | own
+
+
+def header(option: str) -> dict[str, Any]:
+    """The comment at the head of a file of `conf/`.
+
+    The first line says what the option is. Labelled lines follow: `# paper:`, `# year:`, `# needs:`; for methods
+    `# plus:` (why the method cannot be added to another) and `# control:` (`what it controls for: overrides`); for
+    presets `# command:`, `# smoke:`, `# hardware:` and `# claims:`. A line that is indented continues the one above.
+
+    Returns:
+        `what`, and every label: text, or a list of lines for `control` and `command`; empty where the file has none.
+
+    Raises:
+        ValueError: a label nobody knows.
+    """
+    found: dict[str, Any] = {"what": "", **copy.deepcopy(_LABELS)}
+    label = ""
+    for line in (CONF / f"{option}.yaml").read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.removeprefix("#").strip()
+        if not text or text.startswith("@package"):
+            continue
+        if not found["what"]:
+            found["what"] = text
+        elif line.startswith("#   ") and label:
+            _add(found, label, text)
+        elif match := re.match(r"([a-z]+): +(.+)", text):
+            label = match[1]
+            if label not in _LABELS:
+                raise ValueError(f"conf/{option}.yaml: unknown label {label!r}; known: {', '.join(_LABELS)}")
+            _add(found, label, match[2])
+        else:
+            label = ""  # a remark for the reader of the file
+    return found
+
+
+def _add(found: dict[str, Any], label: str, text: str) -> None:
+    if isinstance(found[label], list):
+        found[label].append(text)
+    else:
+        found[label] = f"{found[label]} {text}".strip()
+
+
+def needs(method: str) -> list[str]:
+    """What the runner must provide for a method.
+
+    `teacher`: a trained teacher; `self`: one of the student's own kind.
+    """
+    declared: list[str] = content(f"method/{method}")["needs"]
+    return declared
+
+
+def addable_methods() -> list[str]:
+    """Methods whose loss can be added to another's with `plus`: all whose header does not say why not."""
+    return [name for name in options("method") if not header(f"method/{name}")["plus"]]

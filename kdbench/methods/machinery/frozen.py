@@ -1,0 +1,30 @@
+"""The teacher of a run: a network that nothing changes."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.models.features import Features, Network
+
+
+class Teacher(nn.Module):
+    """A frozen network: no gradients for its weights, and in eval mode whatever anyone calls."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:
+        """Features of `images` (B,C,H,W) in [0,1], as constants."""
+        return self.network(images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B,K) of `images` (B,C,H,W), through which a gradient flows to the images."""
+        return self.network(images).logits

@@ -1,0 +1,193 @@
+"""The LightningModule that all methods share: from a batch to the sum of named losses, stage by stage."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdbench.data.batch import Batch
+from kdbench.errors import UserError
+from kdbench.methods.machinery import optim
+from kdbench.methods.machinery.frozen import Teacher
+from kdbench.methods.machinery.hooks import Hooks
+from kdbench.methods.machinery.meter import Meter
+from kdbench.methods.machinery.precision import without_autocast
+from kdbench.methods.machinery.shuffle import shuffled
+from kdbench.methods.machinery.stages import Progress, Stage
+from kdbench.models.features import Features, Network, Shapes
+
+
+class DistillationModule(Hooks, pl.LightningModule):
+    """Trains a student by the losses of a method.
+
+    From the step to the method: `training_step` sums `batch_losses`, which makes the forward passes and takes
+    `named_losses`, which adds the method's own `losses` to the cross-entropy on the labels and to those of `plus`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.label_weight = 1.0
+        self.progress = Progress(0, 1)
+        self.watched = {}
+        self.plus = nn.ModuleDict()
+        self.stages: list[Stage] = []
+        self.loss_meter = Meter("loss term")
+        self.watched_meter = Meter("watched value")
+
+    # ---------------------------------------------------------------- what the two kinds of methods define
+
+    def prepare_for(self, student: Shapes, teacher: Shapes | None) -> None:
+        """Call the method's `prepare`."""
+        raise NotImplementedError
+
+    def losses_of(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+        """Call the method's `losses`."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- networks
+
+    def attach(
+        self,
+        student: Network,
+        teacher: Network | None,
+        *,
+        plus: Mapping[str, "DistillationModule"] | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        shuffle: str = "none",
+    ) -> Self:
+        """Give the method its networks, the losses added to it and its recipe; returns itself.
+
+        The teacher is no sub-module: it is neither trained, nor saved, nor switched to train mode.
+
+        Args:
+            student: to be trained; its weights are the result.
+            teacher: frozen from here on.
+            plus: methods whose `losses` are added, by name.
+            recipe: the `recipe` group; None where nothing will be trained.
+            seed: of the run.
+            shuffle: of the teacher's features, as `order` of `shuffled`.
+
+        Raises:
+            UserError: the method, or one added to it, cannot work with these networks or with each other.
+        """
+        self.student = student
+        object.__setattr__(self, "teacher", None if teacher is None else Teacher(teacher))
+        self.seed, self.shuffle = seed, shuffle
+        self.plus.update(plus or {})
+        for part in self._parts():
+            part.prepare_for(student.shapes, teacher.shapes if teacher else None)
+        if recipe is not None:
+            for name, part in (plus or {}).items():
+                if stages := part.first_stages(recipe):
+                    raise UserError(
+                        f"plus=[{name}] is not possible: it begins with a stage of its own ({stages[0].name}); "
+                        f"plus.{name}.training=joint adds its loss to the method's"
+                    )
+            self.stages = [*self.first_stages(recipe), Stage("training", recipe)]
+            self.stage = self.stages[0]
+        return self
+
+    def _added(self) -> dict[str, "DistillationModule"]:
+        return cast(dict[str, DistillationModule], dict(self.plus.items()))
+
+    def _parts(self) -> Iterable["DistillationModule"]:
+        return (self, *self._added().values())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        if teacher := getattr(self, "teacher", None):
+            teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B,K) of the student for images (B,C,H,W) in [0,1]."""
+        return self.student(images).logits
+
+    # ---------------------------------------------------------------- stages
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all stages, the last one up to `stop_after`."""
+        whole = sum(stage.recipe["epochs"] for stage in self.stages)
+        last = self.stages[-1].recipe
+        return whole if last["stop_after"] is None else whole - last["epochs"] + last["stop_after"]
+
+    def enter_epoch(self, epoch: int) -> bool:
+        """Set stage and progress for an epoch, counted from 0 over all stages; returns whether the stage changed."""
+        before = self.stage
+        for stage in self.stages:
+            if epoch < stage.recipe["epochs"]:
+                break
+            epoch -= stage.recipe["epochs"]
+        self.stage = stage
+        for part in self._parts():
+            part.progress = Progress(epoch, stage.recipe["epochs"])
+        return stage is not before
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser for the student and every train-only module; the schedule steps once an epoch."""
+        multipliers = [pair for part in self._parts() for pair in part.lr_multipliers()]
+        optimizer, schedule = optim.build(self.stage.recipe, self.parameters(), multipliers)
+        return [optimizer], [schedule]
+
+    # ---------------------------------------------------------------- the step
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Sum of the losses; None where the method has updated its networks itself."""
+        losses = self.batch_losses(batch)
+        self.measure(losses)
+        return torch.stack(list(losses.values())).sum()
+
+    def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """All weighted losses of a batch, by name."""
+        return self.named_losses(*self.forward_both(batch.images), batch)
+
+    def forward_both(self, images: Tensor) -> tuple[Features, Features | None]:
+        """Features of student and teacher of images (B,C,H,W), in the run's precision."""
+        return self.student(images), None if self.teacher is None else self.teacher(images)
+
+    def named_losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+        """The weighted losses of the current stage, in float32: `ce`, the method's, and `plus_<name>`."""
+        with without_autocast(batch.images):
+            student = student.float()
+            if teacher is not None:
+                teacher = shuffled(teacher.float(), batch.labels, self.shuffle)
+            if self.stage.losses is not None:
+                return self.stage.losses(student, teacher, batch)
+            losses = {"ce": self.label_weight * F.cross_entropy(student.logits, batch.labels)}
+            if teacher is not None:
+                teacher = self.transform_teacher(teacher, batch)
+            losses |= self.losses_of(student, teacher, batch)
+            for name, part in self._added().items():
+                seen = None if teacher is None else part.transform_teacher(teacher, batch)
+                for key, loss in part.losses_of(student, seen, batch).items():
+                    losses[f"plus_{name}" if key == name else f"plus_{name}_{key}"] = loss
+            return losses
+
+    def measure(self, losses: Mapping[str, Tensor]) -> None:
+        """Add a step's losses and watched values to the epoch's means."""
+        self.loss_meter.update(losses)
+        watched = dict(self.watched)
+        for name, part in self._added().items():
+            watched |= {f"plus_{name}_{key}": value for key, value in part.watched.items()}
+        if watched:
+            self.watched_meter.update(watched)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's means."""
+        self.loss_meter.reset()
+        self.watched_meter.reset()
+
+    # ---------------------------------------------------------------- results
+
+    def extra_parameters(self) -> int:
+        """Number of parameters that are trained beside the student and never exported."""
+        own = {id(parameter) for parameter in self.student.parameters()}
+        return sum(p.numel() for p in self.parameters() if id(p) not in own)
+
+    def export(self) -> dict[str, Tensor]:
+        """State of the student's network alone."""
+        return self.student.export_state()

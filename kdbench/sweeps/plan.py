@@ -1,0 +1,99 @@
+"""The plan of a sweep: its jobs, what is done, and what the rest will take."""
+
+from typing import Any
+
+from rich.table import Table
+
+from kdbench.console import show
+from kdbench.sweeps.estimates import Estimate, Estimates
+from kdbench.sweeps.grid import Grid, Refused, Same, Task
+
+_SHOWN = 20  # jobs at the beginning and at the end of a long list
+
+
+def rows_of(grid: Grid, estimates: Estimates) -> list[dict[str, Any]]:
+    """A row for every missing teacher and every job.
+
+    Returns:
+        For each its label, overrides, state (`done`, `to do`, `running`, `failed`, `interrupted`, `same`, `refused`),
+        name and directory of the run, a note, and the seconds and bytes still to be spent (None: unknown).
+    """
+    rows = []
+    for job in (*grid.teachers, *grid.jobs):
+        row: dict[str, Any] = {"label": job.label, "overrides": job.overrides, "run": "", "directory": None, "note": ""}
+        rest = Estimate(0.0, 0.0)
+        if isinstance(job, Refused):
+            row |= {"state": "refused", "note": job.why}
+        elif isinstance(job, Same):
+            row |= {"state": "same", "note": f"the same run as {job.as_label}"}
+        else:
+            state = job.state
+            row |= {"state": state, "run": job.spec.name, "directory": str(job.spec.directory)}
+            row["note"] = _note(job, state)
+            rest = rest if state == "done" else estimates.of(job)
+        rows.append({**row, "seconds": rest.seconds, "bytes": rest.size})
+    return rows
+
+
+def _note(task: Task, state: str) -> str:
+    if task.waiting:
+        return f"for {task.waiting} job{'s' if task.waiting > 1 else ''}"
+    return str(task.record.status.get("reason") or "") if state == "failed" else ""
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Jobs by state, time and disk of what is left."""
+    states = [row["state"] for row in rows if row["label"].startswith("job")]
+    said = {state: state for state in ("done", "to do", "interrupted")}
+    said |= {"failed": "failed before", "running": "running elsewhere", "same": "the same as another"}
+    counts = [
+        f"{states.count(state)} {words}" for state, words in {**said, "refused": "refused"}.items() if state in states
+    ]
+    text = f"{len(states)} jobs: " + ", ".join(counts)
+    if teachers := len(rows) - len(states):
+        text += f"; {teachers} teacher{'s' if teachers > 1 else ''} to train first"
+    left = [row for row in rows if row["state"] not in ("done", "same", "refused")]
+    if not left:
+        return text
+    return f"{text}\nleft: {_total([row['seconds'] for row in left], span)} of training, one after another; " + (
+        f"{_total([row['bytes'] for row in left], volume)} on disk"
+    )
+
+
+def _total(amounts: list[float | None], shown: Any) -> str:
+    known = [amount for amount in amounts if amount is not None]
+    unknown = len(amounts) - len(known)
+    if not known:
+        return "unknown"
+    return shown(sum(known)) + (f" and {unknown} unknown" if unknown else "")
+
+
+def span(seconds: float) -> str:
+    """Seconds as a person says them: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def volume(size: float) -> str:
+    """Bytes as a person says them."""
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+
+
+def show_plan(rows: list[dict[str, Any]], everything: bool) -> None:
+    """Print the rows as a table; of a long list the beginning and the end, unless `everything` is asked for."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "state", "run", "time", "overrides that differ"):
+        table.add_column(column, no_wrap=column in ("", "state"), overflow="fold")
+    common = set.intersection(*(set(row["overrides"]) for row in rows))
+    for number, row in enumerate(rows):
+        if not everything and len(rows) > 2 * _SHOWN + 1 and _SHOWN <= number < len(rows) - _SHOWN:
+            if number == _SHOWN:
+                table.add_row("...", f"{len(rows) - 2 * _SHOWN} more", "", "", "(--all shows them)")
+            continue
+        time = "" if row["state"] in ("done", "same", "refused") else "?"
+        time = span(row["seconds"]) if time and row["seconds"] is not None else time
+        own = " ".join(word for word in row["overrides"] if word not in common)
+        words = row["note"] if row["label"].startswith("teacher") else f"{own}  {row['note']}".strip()
+        table.add_row(row["label"], row["state"], row["run"], time, words)
+    show(table)

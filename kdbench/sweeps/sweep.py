@@ -1,0 +1,193 @@
+"""A sweep: the jobs of a grid brought to their ends, in this process or in others. Imports no torch."""
+
+import gc
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra.conf import HydraConf
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+from rich.table import Table
+
+from kdbench.config.check import check
+from kdbench.config.hydra_private import error_of
+from kdbench.console import show, speak
+from kdbench.errors import RunFailed, UserError
+from kdbench.records.record import Record
+from kdbench.records.writer import reason
+from kdbench.specs.resolve import resolve
+from kdbench.sweeps import isolated, plan
+from kdbench.sweeps.estimates import Estimates
+from kdbench.sweeps.grid import Grid, Refused, Task
+from kdbench.training.conduct import conduct
+
+log = logging.getLogger("kdbench")
+
+# by name: Hydra executes its plug-ins' modules anew when it looks for them, which makes another class of the same name
+_IN_PROCESS = "BasicLauncher"
+
+
+class Failure(NamedTuple):
+    """How a job of a sweep went wrong."""
+
+    label: str
+    run: str
+    why: str
+    log: str
+
+
+class Sweep:
+    """Carries out a grid.
+
+    Finished runs are not launched again, a run that two jobs mean is launched once, missing teachers are trained before
+    the jobs that wait for them, one bad job never stops the others, and a table of the failures comes at the end.
+
+    Args:
+        grid: its jobs.
+        launcher: Hydra's; any but the basic one has processes of its own.
+    """
+
+    def __init__(self, grid: Grid, launcher: Launcher) -> None:
+        self.grid = grid
+        self.launcher = launcher
+        self.failures: list[Failure] = []
+        self._failed: set[Path] = set()  # directories of runs
+        self._launched = 0
+
+    def carry_out(self) -> None:
+        """Bring every job to its end.
+
+        Raises:
+            RunFailed: some jobs failed; they have been listed.
+        """
+        speak()
+        log.info("%s", plan.summary(plan.rows_of(self.grid, Estimates())))
+        for job in self.grid.jobs:
+            if isinstance(job, Refused):
+                self._fail(job.label, " ".join(job.overrides), job.why, "", say=True)
+        todo = [*self.grid.teachers, *(job for job in self.grid.tasks if job.state != "done")]
+        if type(self.launcher).__name__ == _IN_PROCESS:
+            self._one_by_one(todo)
+        else:
+            self._all_at_once(todo)
+        self._conclude()
+
+    def _one_by_one(self, todo: list[Task]) -> None:
+        """In this process; what another process is at is put off, and in the end waited for."""
+        while todo:
+            task = next((task for task in todo if not _busy(task)), todo[0])
+            todo.remove(task)
+            if task.state != "done" and not self._hopeless(task):
+                self._launch([task])
+
+    def _all_at_once(self, todo: list[Task]) -> None:
+        """In processes: first what waits for no teacher, what other sweeps are at last; then all else."""
+        missing = {task.spec.directory for task in todo}
+        ready = [task for task in todo if not missing & set(task.needs)]
+        for batch in (ready, [task for task in todo if task not in ready]):
+            self._launch(sorted((task for task in batch if not self._hopeless(task)), key=_busy))
+
+    def _launch(self, tasks: list[Task]) -> None:
+        if not tasks:
+            return
+        jobs = [[*task.overrides, f"hydra.job.name='{task.label}'"] for task in tasks]
+        try:
+            returns: Sequence[JobReturn | None] = self.launcher.launch(jobs, initial_job_idx=self._launched)
+        except Exception as stopped:  # the launcher's own: a worker that died, a cluster that does not answer
+            log.error("the launcher stopped: %s", reason(stopped))
+            returns = [None] * len(tasks)
+        self._launched += len(tasks)
+        for task, returned in zip(tasks, returns, strict=True):
+            if returned is None:
+                why = "" if task.state == "done" else "not done: the launcher stopped"
+            elif returned.status == JobStatus.COMPLETED:
+                why = ""
+            else:
+                error = error_of(returned)
+                why = str(error) if isinstance(error, UserError) else getattr(error, "why", None) or reason(error)
+            if why:
+                self._fail(task.label, task.spec.name, why, _log_of(task.record))
+                self._failed.add(task.spec.directory)
+        if self.failures:
+            gc.collect()  # what the traceback of a failed job held: memory that the next one needs
+
+    def _hopeless(self, task: Task) -> bool:
+        """Whether the task waits for a teacher that has failed in this sweep."""
+        if not self._failed & set(task.needs):
+            return False
+        self._fail(task.label, task.spec.name, "its teacher failed", "", say=True)
+        return True
+
+    def _fail(self, label: str, run: str, why: str, log_path: str, say: bool = False) -> None:
+        self.failures.append(Failure(label, run, why, log_path))
+        if say:  # otherwise the job itself has said it
+            log.error("%s (%s): %s", label, run, why)
+
+    def _conclude(self) -> None:
+        total = len(self.grid.jobs)
+        if not self.failures:
+            log.info("all %d jobs done", total)
+            return
+        table = Table(title="failed", title_justify="left")
+        for column in ("job", "run", "reason", "log"):
+            table.add_column(column, overflow="fold")
+        for failure in self.failures:
+            table.add_row(*failure)
+        show(table)
+        jobs = sum(failure.label.startswith("job") for failure in self.failures)
+        raise RunFailed(f"{jobs} of {total} jobs failed; the same command tries them again")
+
+
+def _busy(task: Task) -> bool:
+    """Whether another process is at the task's run, or at a teacher of it."""
+    return any(Record(directory).state == "running" for directory in (task.spec.directory, *task.needs))
+
+
+def _log_of(record: Record) -> str:
+    return str(record.log) if record.log.exists() else ""
+
+
+def job(cfg: DictConfig, hydra: HydraConf) -> Record:
+    """Carry out one job of a sweep, in this process if the launcher has no others.
+
+    Raises:
+        UserError, RunFailed: printed already; a sweep goes on with its other jobs.
+    """
+    speak()
+    overrides = list(hydra.overrides.task)
+    label = hydra.job.name if "/" in str(hydra.job.name) else f"job {hydra.job.num}"
+    try:
+        spec = resolve(check(cfg, hydra.runtime.choices))
+        _check_direction(hydra)
+        log.info("%s: %s", label, " ".join(overrides))
+        if str(hydra.launcher["_target_"]).endswith(f".{_IN_PROCESS}"):
+            return conduct(spec)
+        return isolated.conduct(spec, overrides)
+    except (UserError, RunFailed) as error:
+        print(f"error: {label} ({' '.join(overrides)}): {error}", file=sys.stderr, flush=True)
+        raise
+    except Exception:  # Hydra would keep it to itself until the end
+        traceback.print_exc()
+        raise
+
+
+def _check_direction(hydra: HydraConf) -> None:
+    if "minimize" in str(hydra.sweeper.get("direction", "")):  # what Optuna's sweeper does unless told
+        raise UserError(
+            "hydra.sweeper.direction=minimize is not allowed: a search gets the validation accuracy; "
+            "give hydra.sweeper.direction=maximize"
+        )
+
+
+def register() -> None:
+    """Make the sweeper known to Hydra, which does not find it by itself in an editable installation."""
+    plugins = Plugins.instance()  # looks for plug-ins, and would execute a module again that is already imported
+    from hydra_plugins.kdbench import GridSweeper
+
+    plugins.register(GridSweeper)

@@ -1,0 +1,1 @@
+"""From a `RunSpec` to its record: dependencies, data, networks, method, training, results."""

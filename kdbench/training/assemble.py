@@ -1,0 +1,67 @@
+"""Putting a run together: data, networks and method, each initialised from a random stream of its own."""
+
+import torch
+
+from kdbench.data.module import DataModule
+from kdbench.data.streams import derive
+from kdbench.methods.create import create
+from kdbench.methods.machinery.module import DistillationModule
+from kdbench.models.build import build
+from kdbench.models.features import Network
+from kdbench.records.identity import needs_teacher
+from kdbench.specs.spec import RunSpec
+from kdbench.training.teachers import network_from_file
+
+
+def data_of(spec: RunSpec) -> DataModule:
+    """The data of a run, loaded.
+
+    Raises:
+        UserError: they cannot be read, or an option turns out to be impossible for them.
+    """
+    cfg = spec.config
+    batch_size, seed = cfg["recipe"]["batch_size"], cfg["seed"]
+    return DataModule(cfg["dataset"], cfg["imbalance"], cfg["noise"], spec.sizes, batch_size, seed).prepare()
+
+
+def untrained_teacher(spec: RunSpec) -> Network | None:
+    """The teacher's network: of its file, or with random weights; None where no loss needs one.
+
+    Raises:
+        UserError: the network does not take such images, or the file cannot be loaded.
+    """
+    if not needs_teacher(spec.config):
+        return None
+    teacher = spec.config["teacher"]
+    if teacher["checkpoint"]:
+        return network_from_file(teacher, spec.sizes)
+    return build(teacher["name"], source=teacher["source"], **spec.sizes._asdict())
+
+
+def assemble(spec: RunSpec, teacher: Network | None) -> DistillationModule:
+    """Build the student and the method around it.
+
+    Args:
+        spec: of the run.
+        teacher: trained or not; None where no loss needs one.
+
+    Raises:
+        UserError: a network does not take such images, or the method cannot work with these networks.
+    """
+    cfg = spec.config
+    torch.manual_seed(derive(cfg["seed"], "student"))
+    student = build(cfg["student"]["name"], source=cfg["student"]["source"], **spec.sizes._asdict())
+    torch.manual_seed(derive(cfg["seed"], "method"))
+    plus = {name: create(options) for name, options in cfg["plus"].items()}
+    method = create(cfg["method"])
+    method.attach(
+        student, teacher, plus=plus, recipe=cfg["recipe"], seed=cfg["seed"], shuffle=cfg["teacher"]["shuffle"]
+    )
+    method.to(memory_format=torch.channels_last)
+    if cfg["trainer"]["compile"]:
+        for module in method.modules():
+            if isinstance(module, Network):
+                module.compile()
+        if method.teacher is not None:
+            method.teacher.network.compile()
+    return method

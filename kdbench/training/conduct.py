@@ -1,0 +1,96 @@
+"""Conducting a run: its dependencies first, then the run itself. Imports torch only if there is something to train."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from kdbench.console import speak
+from kdbench.data import sources
+from kdbench.errors import RunFailed, UserError
+from kdbench.records.record import Record
+from kdbench.records.writer import RecordWriter, reason
+from kdbench.specs.spec import FinishedRun, RunSpec
+
+log = logging.getLogger("kdbench")
+
+
+def conduct(spec: RunSpec) -> Record:
+    """Bring a run to its end: found finished, continued where it stopped, or trained from the start.
+
+    Returns:
+        Its record; with `stage=teachers` only its dependencies are finished.
+
+    Raises:
+        UserError: what the user asked for is not possible; nothing was trained for it.
+        RunFailed: a loss that is not finite, a full disk, not enough memory, in the run or in a dependency; the record
+            of the one that failed says so.
+    """
+    speak()
+    check_device(spec.config["trainer"])
+    only_teachers = spec.config["stage"] == "teachers"
+    done = spec.record.result and not spec.config["force"]
+    if only_teachers or not done:
+        if not only_teachers:
+            _rehearse(spec)
+        finished = {name: FinishedRun(needed, conduct(needed)) for name, needed in spec.dependencies.items()}
+        if only_teachers:
+            return spec.record
+        _train(spec, finished)
+    else:
+        _say_done(spec)
+    log.info("record: %s", spec.directory)
+    return spec.record
+
+
+def _say_done(spec: RunSpec) -> None:
+    log.info("%s: already done, test accuracy %.2f %%", spec.name, 100 * spec.record.finished["test"]["accuracy"])
+
+
+def check_device(trainer: Mapping[str, Any]) -> None:
+    """Refuse a device that is not there, or that cannot compute in the precision asked for.
+
+    Args:
+        trainer: the `trainer` group.
+
+    Raises:
+        UserError: see above.
+    """
+    device, precision = trainer["device"], trainer["precision"]
+    if device != "gpu" and precision != "16-mixed":
+        return
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if device == "gpu" and not cuda:
+        raise UserError("trainer.device=gpu is not possible: torch sees no CUDA device; allowed: auto, cpu")
+    if precision == "16-mixed" and (device == "cpu" or not cuda):  # Lightning would take bfloat16 instead
+        raise UserError("trainer.precision=16-mixed needs a CUDA device; on the CPU: 32-true, bf16-mixed")
+
+
+def _rehearse(spec: RunSpec) -> None:
+    """Refuse what only torch can see, before a teacher is trained: images, and networks that cannot work together."""
+    sources.verify(spec.config["dataset"])  # before torch, whose import takes seconds
+    from kdbench.training.assemble import assemble, untrained_teacher
+
+    assemble(spec, untrained_teacher(spec))
+
+
+def _train(spec: RunSpec, finished: Mapping[str, FinishedRun]) -> None:
+    from torch import OutOfMemoryError
+
+    from kdbench.methods.machinery.meter import NonFiniteLoss
+    from kdbench.training.distill import distill
+
+    writer = RecordWriter(spec.directory)
+    with writer.claimed():
+        if spec.config["force"]:
+            writer.set_aside()
+        elif spec.record.result:  # by another process, which this one has waited for
+            _say_done(spec)
+            return
+        try:
+            with writer.recorded(spec.config):
+                distill(spec, finished, writer)
+        except (NonFiniteLoss, OSError, OutOfMemoryError) as error:
+            why = reason(error)
+            raise RunFailed(f"{spec.name} failed: {why}; see {spec.record.log}", why) from error

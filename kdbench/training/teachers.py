@@ -1,0 +1,83 @@
+"""The teacher of a run: from a finished run, or from a file."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdbench.data.module import DataModule
+from kdbench.data.sources import Sizes
+from kdbench.errors import UserError
+from kdbench.evaluation.passes import score
+from kdbench.methods.ce import CE
+from kdbench.models.build import build
+from kdbench.models.features import Network
+from kdbench.models.trained import trained_network
+from kdbench.records import weights
+from kdbench.specs.spec import FinishedRun, RunSpec
+from kdbench.training.trainer import make_trainer
+
+log = logging.getLogger("kdbench")
+
+
+class TrainedTeacher(NamedTuple):
+    """A network ready to teach.
+
+    Attributes:
+        network: with its weights.
+        name: of the network.
+        id: of the run that trained it, or of its file.
+        test_accuracy: a fraction.
+    """
+
+    network: Network
+    name: str
+    id: str
+    test_accuracy: float
+
+
+def teacher_of(spec: RunSpec, finished: Mapping[str, FinishedRun], data: DataModule) -> TrainedTeacher | None:
+    """The teacher that a run learns from, if any; one that comes as a file is measured on the test set first.
+
+    Raises:
+        UserError: weights that are damaged, or an accuracy below `teacher.min_accuracy`.
+    """
+    options = spec.config["teacher"]
+    if run := finished.get("teacher"):
+        accuracy = run.record.finished["test"]["accuracy"]
+        teacher = TrainedTeacher(trained_network(run.record), options["name"], run.spec.id, accuracy)
+    elif file_id := spec.identity.facts["dependencies"].get("teacher"):
+        network = network_from_file(options, spec.sizes)
+        teacher = TrainedTeacher(network, options["name"], file_id, _test_accuracy(network, spec, data))
+    else:
+        return None
+    log.info("teacher %s: test accuracy %.2f %%", teacher.name, 100 * teacher.test_accuracy)
+    least = options["min_accuracy"]
+    if least is not None and teacher.test_accuracy < least:
+        raise UserError(
+            f"teacher {teacher.name} has test accuracy {teacher.test_accuracy:.4f}, below teacher.min_accuracy={least}"
+        )
+    return teacher
+
+
+def network_from_file(teacher: Mapping[str, Any], sizes: Sizes) -> Network:
+    """The network of `teacher.checkpoint`.
+
+    Args:
+        teacher: the `teacher` group.
+        sizes: of the data.
+
+    Raises:
+        UserError: the file cannot be read, or belongs to another network or other classes.
+    """
+    known = sizes._replace(mean=tuple(teacher["mean"] or sizes.mean), std=tuple(teacher["std"] or sizes.std))
+    network = build(teacher["name"], source=teacher["source"], **known._asdict())
+    path = Path(teacher["checkpoint"])
+    weights.load_into(network.net, weights.read(path, "teacher.checkpoint"), f"teacher.checkpoint={path}")
+    return network
+
+
+def _test_accuracy(network: Network, spec: RunSpec, data: DataModule) -> float:
+    trainer = make_trainer(spec.config["trainer"], 1, spec.directory, [])
+    alone = CE().attach(network, None).to(trainer.strategy.root_device)
+    return score(trainer, alone, data.test_dataloader(), alone.predictions)["student"]["accuracy"]

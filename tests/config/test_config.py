@@ -1,0 +1,218 @@
+"""The rules in `conf/`, and what a person reads who breaks one."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from kdbench import config
+from kdbench.config import CONF, composed
+from kdbench.errors import UserError
+from kdbench.config.rules import Rule
+
+FILES = sorted(str(path.relative_to(CONF))[:-5] for path in CONF.rglob("*/*.yaml"))
+PRESETS = [name for name in options("experiment") if "/" in name]
+
+
+def test_there_are_options_in_every_group():
+    for group in GROUPS:
+        if group not in ("plus", "student", "teacher"):
+            assert options(group), group
+
+
+@pytest.mark.parametrize("option", FILES)
+def test_every_leaf_has_a_rule_that_its_default_keeps(option):
+    text = (CONF / f"{option}.yaml").read_text()
+    if "@package _global_" in text:
+        return  # presets set keys that belong to others
+    content = yaml.safe_load(text)
+    content.pop("defaults", None)
+    rules = rules_of(option)
+    for key, value in leaves(content):
+        assert key in rules, f"{option}: {key} has no rule"
+        if value != "???" and not str(value).startswith("${"):
+            assert rules[key].refusal(value) is None, f"{option}: {key}={value}"
+
+
+@pytest.mark.parametrize("option", FILES)
+def test_every_option_describes_itself(option):
+    assert len(config.description(option)) > 5
+
+
+@pytest.mark.parametrize("option", [f for f in FILES if "/_" not in f])
+def test_every_option_composes(option):
+    group, _, name = option.partition("/")
+    words = [f"{group}={name}"] + (["dataset.root=x"] if name == "imagefolder" else [])
+    cfg, choices = composed(words)
+    assert choices[group] == name
+    assert cfg["seed"] == 0
+
+
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_a_shortened_recipe_keeps_its_drops_at_their_fractions(recipe):
+    cfg = from_overrides([f"recipe={recipe}", "recipe.epochs=30"])
+    assert cfg["recipe"]["epochs"] == 30
+    assert cfg["recipe"]["drops"] == from_overrides([f"recipe={recipe}"])["recipe"]["drops"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "drops", "factor", "lr", "batch", "decay", "warmup"),
+    [
+        ("crd240", 240, [150, 180, 210], 0.1, 0.05, 64, 5e-4, 0),
+        ("nav200", 200, [60, 120, 160], 0.2, 0.1, 128, 5e-4, 0),
+        ("ldam200", 200, [160, 180], 0.01, 0.1, 128, 2e-4, 5),
+        ("one300", 300, [150, 225], 0.1, 0.1, 128, 1e-4, 0),
+        ("bss80", 80, [40, 60], 0.1, 0.1, 256, 1e-4, 0),
+        ("tfkd200", 200, [60, 120, 160], 0.2, 0.1, 128, 5e-4, 1),
+        ("imagenet100", 100, [30, 60, 90], 0.1, 0.2, 512, 1e-4, 0),
+    ],
+)
+def test_a_published_recipe_is_the_published_one(recipe, epochs, drops, factor, lr, batch, decay, warmup):
+    cfg = from_overrides([f"recipe={recipe}"])["recipe"]
+    assert (cfg["optimizer"], cfg["momentum"], cfg["nesterov"], cfg["schedule"]) == ("sgd", 0.9, False, "step")
+    assert (cfg["epochs"], cfg["factor"], cfg["lr"], cfg["batch_size"]) == (epochs, factor, lr, batch)
+    assert (cfg["weight_decay"], cfg["warmup_epochs"]) == (decay, warmup)
+    assert [drop * epochs for drop in cfg["drops"]] == pytest.approx(drops)
+
+
+def test_the_recipe_of_the_study_mirrors_borders_and_leaves_images_as_they_are_unless_told_otherwise():
+    cfg = from_overrides(["recipe=nav200", "dataset=cifar10"])
+    assert (cfg["dataset"]["padding_mode"], cfg["dataset"]["normalize"]) == ("reflect", False)
+    assert from_overrides(["recipe=nav200", "dataset.normalize=true"])["dataset"]["normalize"] is True
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_header_of_a_preset_says_how_to_run_it_and_its_smoke_form_composes(preset):
+    header = [line[2:] for line in (CONF / f"experiment/{preset}.yaml").read_text().splitlines() if line[:2] == "# "]
+    words = {line.split()[0]: line.split()[1:] for line in header if not line.startswith(" ")}
+    assert {"command", "smoke", "hardware", "claims"} <= words.keys()
+    assert words["command"][:3] == ["kdbench-train", "-m", f"experiment={preset}"]
+    assert words["smoke"][:2] == ["kdbench-train", f"experiment={preset}"]
+    cfg = from_overrides(words["smoke"][1:])
+    assert (cfg["recipe"]["epochs"], cfg["trainer"]["max_batches"]) == (1, 2)
+
+
+def test_networks_are_options_of_both_groups():
+    cfg = from_overrides(["student=wrn_16_2", "teacher=timm", "teacher.name=resnet18"])
+    assert cfg["student"] == {"source": "cifar", "name": "wrn_16_2"}
+    assert (cfg["teacher"]["source"], cfg["teacher"]["name"]) == ("timm", "resnet18")
+
+
+def test_plus_takes_its_weights_from_the_methods_own_file():
+    cfg = from_overrides(["method=ce", "plus=[kd]", "plus.kd.alpha=0.5"])
+    assert cfg["plus"]["kd"]["alpha"] == 0.5
+    assert cfg["plus"]["kd"]["temperature"] == from_overrides([])["method"]["temperature"]
+
+
+def test_the_teachers_recipe_follows_the_students_key_by_key():
+    cfg = from_overrides(["recipe.epochs=7", "teacher.recipe.lr=0.2"])
+    assert cfg["teacher"]["recipe"] == {**cfg["recipe"], "lr": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("text", "good", "bad"),
+    [
+        ("int > 0", [1, 5], [0, -1, 1.5, "1", True, None]),
+        ("int >= 0 or null", [0, None], [-1, False]),
+        ("float in [0, 1)", [0, 0.5], [1, 1.0, -0.1, float("nan"), "0.5", True]),
+        ("float in (0, 1]", [1, 0.1], [0, 1.1]),
+        ("float > 0", [1e-9, 3], [0.0, float("inf")]),
+        ("bool", [True, False], [0, 1, "true", None]),
+        ("a|b or null", ["a", None], ["c", 1]),
+        ("1|3", [1, 3], [2]),
+        ("str", ["", "x"], [1, None]),
+        ("list", [[]], ["x", {}]),
+    ],
+)
+def test_rules(text, good, bad):
+    rule = Rule.parse(text)
+    assert [rule.refusal(value) for value in good] == [None] * len(good)
+    assert all(rule.refusal(value) for value in bad)
+
+
+@pytest.mark.parametrize("text", ["float > ", "number", "int in 0..3", "a"])
+def test_what_is_not_a_rule(text):
+    with pytest.raises(ValueError, match="not a rule"):
+        Rule.parse(text)
+
+
+# override -> what the line must name
+BAD = {
+    "method=kdd": ["method=kdd", "nearest: kd"],
+    "student=resnet9": ["student=resnet9", "nearest: resnet8"],
+    "teacher=resnet21": ["teacher=resnet21", "resnet20"],
+    "dataset=cifar": ["dataset=cifar", "cifar10"],
+    "recipe=crd": ["recipe=crd", "crd240"],
+    "noise=symetric": ["noise=symetric", "symmetric"],
+    "imbalance=some": ["imbalance=some", "none"],
+    "trainer=tpu": ["trainer=tpu", "cpu"],
+    "logger=wanb": ["logger=wanb", "wandb"],
+    "experiment=dmo": ["experiment=dmo", "demo"],
+    "debug=smok": ["debug=smok", "smoke"],
+    "plus=[kx]": ["plus=kx", "kd"],
+    "plus=[kd,kd]": ["kd", "more than once"],
+    "recipe.epoch=3": ["recipe.epoch", "nearest: recipe.epochs"],
+    "methd=kd": ["methd", "nearest: method"],
+    "method.temprature=3": ["method.temprature", "method.temperature"],
+    "sed=1": ["sed", "seed"],
+    "+recipe.wd=0.1": ["unknown key recipe.wd"],
+    "+foo=1": ["unknown key foo"],
+    "recipe.epochs=abc": ["recipe.epochs=abc", "int > 0"],
+    "recipe.epochs=0": ["recipe.epochs=0", "int > 0"],
+    "recipe.epochs=2.5": ["recipe.epochs=2.5", "int > 0"],
+    "recipe.lr=-0.1": ["recipe.lr=-0.1", "float > 0"],
+    "recipe.lr=fast": ["recipe.lr=fast", "float > 0"],
+    "recipe.batch_size=0": ["recipe.batch_size=0", "int > 0"],
+    "recipe.optimizer=sdg": ["recipe.optimizer=sdg", "nearest: sgd"],
+    "recipe.momentum=1": ["recipe.momentum=1", "float in [0, 1)"],
+    "recipe.nesterov=maybe": ["recipe.nesterov=maybe", "bool"],
+    "seed=1.5": ["seed=1.5", "int >= 0"],
+    "seed=null": ["seed=null", "int >= 0"],
+    "noise.rate=1.4": ["noise.rate=1.4", "[0, 1]"],
+    "noise.clean_validation=1": ["noise.clean_validation=1", "bool"],
+    "imbalance=longtale": ["imbalance=longtale", "longtail"],
+    "noise.rate=-0.1": ["noise.rate=-0.1", "[0, 1]"],
+    "method.temperature=0": ["method.temperature=0", "float > 0"],
+    "method.temperature=-4": ["method.temperature=-4", "float > 0"],
+    "method.alpha=1.5": ["method.alpha=1.5", "float in [0, 1]"],
+    "teacher.min_accuracy=90": ["teacher.min_accuracy=90", "[0, 1]"],
+    "dataset.val_fraction=1": ["dataset.val_fraction=1", "[0, 1)"],
+    "dataset.padding_mode=mirror": ["dataset.padding_mode=mirror", "reflect"],
+    "trainer.precision=fp16": ["trainer.precision=fp16", "16-mixed"],
+    "logger.mode=on": ["logger.mode", "online"],
+    "student=timm": ["student.name", "must be given"],
+    "recipe.epochs": ["recipe.epochs"],
+    "a b=3": ["a b=3"],
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_a_bad_override_is_one_line_that_names_it(override):
+    with pytest.raises(UserError) as caught:
+        composed([override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in BAD[override]:
+        assert word in message
+
+
+@pytest.mark.parametrize("override", ["method=kdd", "recipe.epoch=3", "method.temperature=0", "plus=[kx]"])
+def test_the_command_exits_with_2_and_that_line_alone(override, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "kdbench.train", override],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"error: .+\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checking_needs_no_torch():
+    code = "import sys, kdbench.train, kdbench.config as c; c.composed([]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
