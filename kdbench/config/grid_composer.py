@@ -4,7 +4,7 @@ Hydra takes some 0.1 s to compose one configuration. The jobs of a grid differ i
 a composed configuration at the end, and in the options of plain groups: files that say nothing outside their group, so
 that the node of one can replace the node of another. A preset, `plus=[...]` and whatever else is not plain is left to
 Hydra, once for each combination. The fast way uses private parts of Hydra. Where they are missing, or give another
-result for the first job than Hydra does, Hydra composes every job.
+result than Hydra for one of the first two jobs, Hydra composes every job.
 """
 
 import copy
@@ -24,6 +24,7 @@ from kdbench.config.hydra_private import Repository, Unavailable, apply_values
 
 log = logging.getLogger("kdbench")
 Choices = dict[str, Any]
+_COMPARED = 2  # jobs: the first may be all defaults, and the second differs from it
 
 
 class GridComposer:
@@ -38,7 +39,7 @@ class GridComposer:
     def __init__(self, loader: ConfigLoader, config_name: str, fixed: list[str]) -> None:
         self._hydra = _ByHydra(loader, config_name, fixed)
         self._fast: _Fast | None = None
-        self._compared = False
+        self._compared = 0
         try:
             self._fast = _Fast(self._hydra, Repository(loader, config_name, fixed), loader)
         except Unavailable as error:
@@ -56,8 +57,8 @@ class GridComposer:
             composed = self._fast.compose(overrides)
         except Unavailable:
             return self._hydra.compose(overrides)
-        if not self._compared:
-            self._compared = True
+        if self._compared < _COMPARED:
+            self._compared += 1
             expected = self._hydra.compose(overrides)
             if _plain(composed) != _plain(expected):
                 log.warning("sweeps start more slowly with this version of Hydra: it composes differently")

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,11 @@ def needs(method: str) -> list[str]:
     """
     declared: list[str] = content(f"method/{method}")["needs"]
     return declared
+
+
+def method_options(method: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a `method` group: the arguments of its class, without what the file declares about it."""
+    return {key: value for key, value in method.items() if key not in METHOD_DECLARATIONS}
 
 
 def addable_methods() -> list[str]:

@@ -1,1 +1,1 @@
-"""Data: source -> imbalance -> noise -> split -> loader. Knows no model and no method."""
+"""Data: source -> imbalance -> noise -> split -> loader. Independent of methods and models."""

@@ -1,4 +1,4 @@
-"""What flows through the room: a set of images, a part of it ready to be loaded, a batch."""
+"""The types that pass through this package: a set of images, a part of it for a loader, a batch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:  # the sources import this module, and they work without torch
 
 
 class Images(NamedTuple):
-    """The training or the test set of a source, as it lies on disk: no subset, no noise, no split.
+    """The training or the test set of a source as it is stored: no subset, no noise, no split.
 
     Attributes:
         images: (N, H, W, C) uint8, or (N,) file names as bytes where the images stay on disk.
         labels: (N,) int64.
-        classes: Names of the classes.
+        classes: names of the classes.
     """
 
     images: np.ndarray
@@ -29,10 +29,10 @@ class Batch(NamedTuple):
     """One batch, on the training device.
 
     Attributes:
-        images: (B, C, H, W) float32 in [0, 1], channels_last, *not* normalised: every network does that
-            itself.
-        labels: (B,) int64, with the label noise of the setting in training and validation.
-        index: (B,) int64, position in the source's training (or test) set, whatever the subset or split.
+        images: (B, C, H, W) float32 in [0, 1], channels_last, *not* normalised: every network normalises its own
+            input.
+        labels: (B,) int64; with label noise in training and, unless `noise.clean_validation`, in validation.
+        index: (B,) int64, position in the source's training (or test) set, regardless of subset and split.
     """
 
     images: Tensor
@@ -46,7 +46,7 @@ class Part(NamedTuple):
     Attributes:
         images: (N, H, W, C) uint8, or (N,) file names as bytes.
         labels: (N,) int64.
-        index: (N,) int64, position in the source set.
+        index: (N,) int64, position in the source's training (or test) set.
     """
 
     images: np.ndarray
@@ -55,13 +55,13 @@ class Part(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What makes a loader a training loader: shuffled, augmented, its last partial batch dropped.
+    """How a training loader shuffles and augments; it also drops the last partial batch.
 
     Attributes:
-        seed: The run's data seed.
-        crop_padding: Pixels added on each side before the random crop; None is the random resized crop.
-        padding_mode: ``zero`` (black) or ``reflect``.
-        flip: Mirror every other image, at random.
+        seed: the run's seed.
+        crop_padding: pixels added on each side before the random crop; None for a random resized crop.
+        padding_mode: `zero` (black) or `reflect`.
+        flip: mirror each image with probability 1/2.
     """
 
     seed: int
@@ -71,10 +71,10 @@ class Training(NamedTuple):
 
 
 class Loader(Protocol):
-    """What both loaders offer; Lightning's Trainer accepts it as it is."""
+    """What both loaders offer; Lightning's Trainer accepts it as is."""
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         ...
 
     def __iter__(self) -> Iterator[Batch]:
@@ -82,5 +82,5 @@ class Loader(Protocol):
         ...
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and augmentation the next iteration draws."""
+        """Choose the epoch whose order and augmentation the next iteration uses."""
         ...

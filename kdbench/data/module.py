@@ -1,6 +1,7 @@
-"""The data of one run: source, imbalance, noise, split and loaders behind Lightning's DataModule."""
+"""The data of one run behind Lightning's DataModule: source, imbalance, noise, split and loaders."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,47 +18,52 @@ from kdbench.errors import UserError
 
 RESIDENT_LIMIT = 2 * 2**30  # bytes of images up to which dataset.loader=auto keeps them on the device
 EVAL_BATCH_SIZE = 256  # at least: evaluation needs no gradients
-WATCHED = 5000  # wrongly labelled training images that are looked at after every epoch, at most
+WRONG_LIMIT = 5000  # wrongly labelled training images that are evaluated after every epoch, at most
 
 
 class DataModule(pl.LightningDataModule):
     """Training, validation and test data of one run.
 
-    ``prepare()`` (or Lightning's ``prepare_data`` and ``setup``) loads; loaders are made when asked for and
-    put their batches on the attached trainer's device, or the CPU. Everything is plain dicts, so that a run's
-    config can be handed over as it is.
+    `prepare()` (or Lightning's `prepare_data` and `setup`) loads the data. Loaders are made on request; their batches
+    are on the device of the attached trainer, or on the CPU. The three groups must have passed `sources.check`,
+    `imbalance.check` and `noise.check`.
 
     Args:
-        dataset: The ``dataset`` group.
-        imbalance: The ``imbalance`` group; removes training images, by true class.
-        noise: The ``noise`` group; changes labels of what is left, before the split, so validation is noisy
-            too, unless ``clean_validation``.
-        sizes: What ``sources.check`` found of the data set.
-        batch_size: Training batch; evaluation takes batches of at least ``EVAL_BATCH_SIZE``.
-        seed: The run's seed for order and augmentation. Noise, subset and split have seeds of their own.
+        dataset: the `dataset` group.
+        imbalance: the `imbalance` group; removes training images, by true class.
+        noise: the `noise` group; changes labels of the remaining images before the split, so that validation labels
+            are noisy as well, unless `clean_validation`.
+        sizes: as returned by `sources.check`.
+        batch_size: of training; evaluation uses at least `EVAL_BATCH_SIZE`.
+        seed: the run's seed, for order and augmentation. Noise, subset and split have seeds of their own.
 
     Attributes:
-        num_classes, in_chans, image_size: What a network for these data needs to know. This line and the next are
-            known before loading, the rest after.
-        mean, std: Per channel, for networks to normalise with; 0 and 1 with ``dataset.normalize=false``.
-        classes: Their names.
-        train_size, val_size, test_size: Samples in each part.
-        wrong_size, wrong_true: How many wrongly labelled training images ``wrong_dataloader`` has, and their true
-            labels, (wrong_size,) int64.
-        train_index, train_labels, true_labels: (train_size,) int64 of the training part: position in the
-            source's training set, label trained on, label without noise.
-        labels_hash: SHA-256 (hex) of ``train_labels`` and ``train_index``.
-        noise_record, imbalance_record: The two groups, and what came of them: ``noise.record`` of the training part,
-            ``imbalance.record`` of training and validation together.
-
-    The groups are checked already (``sources.check``, ``imbalance.check``, ``noise.check``).
+        sizes: as given.
+        num_classes, in_chans, image_size: what a network for these data needs to know. Known before loading, as are
+            `mean` and `std`; everything below is known only afterwards.
+        mean, std: one value per channel, for networks to normalise with; 0 and 1 with `dataset.normalize=false`.
+        classes: names of the classes.
+        train_size, val_size, test_size: number of samples in each part.
+        wrong_size, wrong_true: number of images in `wrong_dataloader`, and their true labels, (wrong_size,) int64.
+        train_index, train_labels, true_labels: (train_size,) int64 of the training part: position in the source's
+            training set, label used in training, label without noise.
+        labels_hash: SHA-256 (hex) of `train_labels` and `train_index`.
+        noise_record, imbalance_record: what the result says about the two: `noise.record` of the training part,
+            `imbalance.record` of training and validation together.
+        resident: whether the images are kept on the device.
 
     Raises:
-        UserError: If the data cannot be read, or an option turns out to be impossible for them.
+        UserError: the data cannot be read, or an option turns out to be impossible for them.
     """
 
     def __init__(
-        self, dataset: dict, imbalance: dict, noise: dict, sizes: sources.Sizes, batch_size: int, seed: int
+        self,
+        dataset: Mapping[str, Any],
+        imbalance: Mapping[str, Any],
+        noise: Mapping[str, Any],
+        sizes: sources.Sizes,
+        batch_size: int,
+        seed: int,
     ) -> None:
         super().__init__()
         self.dataset, self.imbalance, self.noise = dataset, imbalance, noise
@@ -69,18 +75,22 @@ class DataModule(pl.LightningDataModule):
         self.num_classes, self.in_chans, self.image_size, self.mean, self.std = sizes
 
     def prepare(self) -> "DataModule":
-        """Download if allowed, then load; returns itself. Needs no trainer and no device."""
+        """Download if allowed, then load; needs no trainer and no device.
+
+        Returns:
+            Itself.
+        """
         self.prepare_data()
         self.setup()
         return self
 
     def prepare_data(self) -> None:
-        """Download, with ``dataset.download=true`` only."""
+        """Download missing data, only with `dataset.download=true`."""
         if self.dataset["download"]:
             sources.download(self.dataset)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the source, thin it out, add noise, split; once, whatever the stage."""
+        """Load the source, apply imbalance and noise, and split; only once, for all stages."""
         if self._parts:
             return
         train, test = sources.load(self.dataset, self.sizes)
@@ -88,26 +98,25 @@ class DataModule(pl.LightningDataModule):
         index = class_imbalance.subset(train.labels, self.imbalance, self.num_classes)
         true = train.labels[index]
         labels = label_noise.corrupt(true, self.num_classes, self.noise, self._noise_source(train, index))
-        # by true class: the same images are held out whatever the noise
-        fit, held = split.stratified(true, self.dataset["val_fraction"], self.dataset["split_seed"])
+        # by true class, so that the same images are held out whatever the noise
+        fit, held_out = split.stratified(true, self.dataset["val_fraction"], self.dataset["split_seed"])
         if len(fit) < self.batch_size:
             raise UserError(f"recipe.batch_size={self.batch_size}: the training set has only {len(fit)} images")
 
-        checked_on = true if self.noise["clean_validation"] else labels
+        val_labels = true if self.noise["clean_validation"] else labels
         wrong = fit[labels[fit] != true[fit]]
-        wrong = wrong[np.linspace(0, len(wrong) - 1, min(len(wrong), WATCHED)).astype(int)]
+        wrong = wrong[np.linspace(0, len(wrong) - 1, min(len(wrong), WRONG_LIMIT)).astype(int)]
         self._parts = {
             "train": Part(train.images[index[fit]], labels[fit], index[fit]),
-            "val": Part(train.images[index[held]], checked_on[held], index[held]),
+            "val": Part(train.images[index[held_out]], val_labels[held_out], index[held_out]),
             "test": Part(test.images, test.labels, np.arange(len(test.labels))),
             "wrong": Part(train.images[index[wrong]], labels[wrong], index[wrong]),
         }
-        sizes = (len(part.labels) for part in self._parts.values())
-        self.train_size, self.val_size, self.test_size, self.wrong_size = sizes
+        lengths = (len(part.labels) for part in self._parts.values())
+        self.train_size, self.val_size, self.test_size, self.wrong_size = lengths
         self.wrong_true = true[wrong]
         self.train_index, self.train_labels, self.true_labels = index[fit], labels[fit], true[fit]
-        trained_on = self.train_labels.tobytes() + self.train_index.tobytes()
-        self.labels_hash = hashlib.sha256(trained_on).hexdigest()
+        self.labels_hash = hashlib.sha256(self.train_labels.tobytes() + self.train_index.tobytes()).hexdigest()
         self.noise_record = label_noise.record(self.noise, self.true_labels, self.train_labels, self.num_classes)
         self.imbalance_record = class_imbalance.record(self.imbalance, true, self.num_classes)
 
@@ -124,8 +133,8 @@ class DataModule(pl.LightningDataModule):
             images = train.images[index[positions]]
             if images.ndim == 1:
                 images = folder.decode(images, self.image_size, self.in_chans)
-            # whether networks are given mean and std must not change the labels
-            mean, std = (np.array(each) for each in sources.normalisation({**self.dataset, "normalize": True}))
+            # always normalised, so that the labels do not depend on dataset.normalize
+            mean, std = map(np.array, sources.normalisation({**self.dataset, "normalize": True}))
             return ((images / 255 - mean) / std).reshape(len(images), -1)
 
         return label_noise.Source(self.dataset["source"], train.classes, train.labels, index, pixels)
@@ -138,22 +147,22 @@ class DataModule(pl.LightningDataModule):
         return small and self.dataset["crop_padding"] is not None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and augmentation the training loader draws next.
+        """Choose the epoch whose order and augmentation the training loader uses next.
 
-        Under a Trainer that happens by itself; a loop of one's own calls this before each epoch.
+        A Trainer does this by itself; a hand-written training loop calls it before each epoch.
         """
         self._epoch = epoch
         if self._train_loader is not None:
             self._train_loader.set_epoch(epoch)
 
     def train_dataloader(self) -> Loader:
-        """Shuffled and augmented batches of the training part; the last partial one is dropped."""
+        """Shuffled and augmented batches of the training part; the last partial batch is dropped."""
         self._train_loader = self._loader(self._parts["train"], training=True)
         self._train_loader.set_epoch(self._epoch)
         return self._train_loader
 
     def val_dataloader(self) -> Any:
-        """Batches of the held-out part, in source order; without one an empty list: Lightning skips it."""
+        """Batches of the held-out part, in source order; an empty list if there is none, so that Lightning skips it."""
         return self._loader(self._parts["val"]) if self.val_size else []
 
     def test_dataloader(self) -> Loader:
@@ -161,11 +170,15 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self._parts["test"])
 
     def wrong_dataloader(self) -> Any:
-        """Batches of wrongly labelled training images, not augmented, with the labels trained on; or an empty list."""
+        """Batches of wrongly labelled training images, not augmented, with their noisy labels; or an empty list."""
         return self._loader(self._parts["wrong"]) if self.wrong_size else []
 
     def changed_dataloader(self, images: np.ndarray) -> Loader:
-        """Batches of the test set with other images (N, H, W, C) uint8 of the same things."""
+        """Batches of the test set with its images replaced.
+
+        Args:
+            images: (N, H, W, C) uint8, another version of each test image, in source order.
+        """
         return self._loader(self._parts["test"]._replace(images=images))
 
     @property
@@ -175,26 +188,26 @@ class DataModule(pl.LightningDataModule):
 
     def _loader(self, part: Part, training: bool = False) -> Loader:
         if self.trainer is not None and self.trainer.world_size > 1:
-            raise UserError(f"trainer.devices={self.trainer.world_size}: one device per run")
+            raise UserError(f"trainer.devices={self.trainer.world_size}: must be 1, a run uses one device")
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         config = self.dataset
-        batch_size, draws = max(self.batch_size, EVAL_BATCH_SIZE), None
+        batch_size, augmentation = max(self.batch_size, EVAL_BATCH_SIZE), None
         if training:
             batch_size = self.batch_size
-            draws = Training(self.seed, config["crop_padding"], config["padding_mode"], config["flip"])
+            augmentation = Training(self.seed, config["crop_padding"], config["padding_mode"], config["flip"])
         if self.resident:
-            return ResidentLoader(part, batch_size, device, draws)
+            return ResidentLoader(part, batch_size, device, augmentation)
         return StreamingLoader(
             part,
             self.image_size,
             self.in_chans,
             batch_size,
             device,
-            draws,
+            augmentation,
             border=TEST_BORDER if config["crop_padding"] is None else 0.0,
             workers=config["workers"],
         )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The batch as it is: the loaders put it on the device."""
+        """Return the batch unchanged: the loaders put it on the device."""
         return batch

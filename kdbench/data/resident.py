@@ -11,29 +11,28 @@ from kdbench.data.streams import derive
 
 
 def stream(seed: int, *names: str | int) -> torch.Generator:
-    """CPU generator of one stateless stream."""
+    """CPU generator of one stateless random stream; arguments as for `derive`."""
     return torch.Generator().manual_seed(derive(seed, *names))
 
 
 def to_images(pixels: Tensor) -> Tensor:
-    """(B, H, W, C) uint8 to (B, C, H, W) float32 in [0, 1], channels_last without moving a pixel."""
+    """(B, H, W, C) uint8 to (B, C, H, W) float32 in [0, 1], channels_last without reordering memory."""
     return pixels.permute(0, 3, 1, 2).float().div_(255)
 
 
 class ResidentLoader:
-    """Batches from one uint8 tensor that lives on the training device.
+    """Batches from one uint8 tensor that stays on the training device.
 
-    For training, the images are padded once; order, crop offsets and flips of a whole epoch are drawn at its
-    start from (seed, epoch) alone, and a batch is then one gather of pixels, without any host
-    synchronisation. The last partial training batch is dropped (a short batch changes relational losses and
-    batch norm), so an epoch leaves out ``N % batch_size`` images, other ones each time; in evaluation none
-    is dropped.
+    For training, the images are padded once. Order, crop offsets and flips of a whole epoch are drawn at its start from
+    (seed, epoch) alone; a batch is then one gather of pixels, without any host synchronisation. The last partial
+    training batch is dropped (a short batch changes relational losses and batch norm), so an epoch leaves out
+    `N % batch_size` images, different ones each time. Evaluation drops none.
 
     Args:
-        part: Images as (N, H, W, C) uint8, H = W.
-        batch_size: Samples in a batch.
-        device: Where the images live and the batches come from.
-        training: Shuffling and augmentation; None keeps order and images as they are.
+        part: images as (N, H, W, C) uint8, H = W.
+        batch_size: samples in a batch.
+        device: where the images and the batches are.
+        training: shuffling and augmentation; None keeps order and images as they are.
     """
 
     def __init__(
@@ -61,18 +60,18 @@ class ResidentLoader:
         return torch.from_numpy(array).to(self.device)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return self._count // self.batch_size if self.training else -(-self._count // self.batch_size)
 
-    batch_sampler = None  # Lightning looks for it where it finds a sampler
+    batch_sampler = None  # Lightning looks for it on objects that have a sampler
 
     @property
     def sampler(self) -> "ResidentLoader":
-        """The loader itself: Lightning's Trainer calls ``set_epoch`` on a loader's sampler."""
+        """The loader itself: Lightning's Trainer calls `set_epoch` on a loader's sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and augmentation the next iteration draws."""
+        """Choose the epoch whose order and augmentation the next iteration uses."""
         self.epoch = epoch
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,13 +86,13 @@ class ResidentLoader:
         return order, (first + shift[0] * self._side + shift[1])[order], flip[order]
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the current epoch; the epoch is read when the first batch is asked for."""
-        order, corner, flip = (t.to(self.device) for t in self._draw())
+        """The batches of the current epoch; the epoch is read when the first batch is requested."""
+        order, corner, flip = (drawn.to(self.device) for drawn in self._draw())
         columns = (corner, flip, self._labels[order], self._index[order])
         for _, first, flipped, labels, index in zip(
-            range(len(self)), *(c.split(self.batch_size) for c in columns), strict=False
+            range(len(self)), *(column.split(self.batch_size) for column in columns), strict=False
         ):
-            where = first[:, None, None] + self._windows[flipped]
+            positions = first[:, None, None] + self._windows[flipped]
             # index_select: on the CPU 30 times as fast as indexing with brackets
-            pixels = self._pixels.index_select(0, where.view(-1)).view(*where.shape, -1)
+            pixels = self._pixels.index_select(0, positions.view(-1)).view(*positions.shape, -1)
             yield Batch(to_images(pixels), labels, index)

@@ -1,16 +1,16 @@
-"""The catalogue of data sets: is it there, what is it, load it. Torch-free until something is loaded."""
+"""The known data sets: finding, checking and loading them. Imports no torch until something is loaded."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdbench.data import embedded, folder, synmnist, synthetic
 from kdbench.data.batch import Images
 from kdbench.errors import UserError
 
-# sources that can be downloaded, and what then lies in the data root
+# sources that can be downloaded -> what is then in the data root
 ARCHIVES = {
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",
@@ -20,20 +20,20 @@ ARCHIVES = {
     "fashion_mnist": "FashionMNIST/raw",
     "tinyimagenet": "tiny-imagenet-200",
 }
-# sources that are trees of image files, and where the tree lies in the data root, if not in the root itself
+# sources that are trees of image files -> folder of the tree in the data root, if it is not the root itself
 TREES = {"imagefolder": ".", "imagenet": "imagenet", "tinyimagenet": "tiny-imagenet-200"}
 SOURCES = tuple(sorted({*embedded.FILES, "fake", "synmnist", *ARCHIVES, *TREES}))
 
 
 class Sizes(NamedTuple):
-    """What a network needs to know of its data.
+    """What a network needs to know about its data.
 
     Attributes:
         num_classes: number of classes.
-        in_chans: channels of the images.
+        in_chans: number of channels of the images.
         image_size: height and width of the images, in pixels.
-        mean: of the images in [0, 1], by channel, for networks to normalise with.
-        std: of the images in [0, 1], by channel, for networks to normalise with.
+        mean: mean of the pixels in [0, 1], one value per channel, for networks to normalise with.
+        std: standard deviation of the pixels in [0, 1], one value per channel, likewise.
     """
 
     num_classes: int
@@ -43,30 +43,30 @@ class Sizes(NamedTuple):
     std: tuple[float, ...]
 
 
-def data_root(dataset: dict) -> Path:
-    """The folder of the data sets: ``dataset.root``, else $KDBENCH_DATA, else ~/.cache/kdbench/data."""
+def data_root(dataset: Mapping[str, Any]) -> Path:
+    """The folder of the data sets: `dataset.root`, else $KDBENCH_DATA, else ~/.cache/kdbench/data."""
     return Path(dataset["root"] or os.environ.get("KDBENCH_DATA") or "~/.cache/kdbench/data").expanduser()
 
 
-def check(dataset: dict) -> Sizes:
-    """Find the data and check that the options fit each other, before any work; at most one image is read.
+def check(dataset: Mapping[str, Any]) -> Sizes:
+    """Find the data and check that the options are compatible, before any work; at most one image is read.
 
     Args:
-        dataset: The ``dataset`` group.
+        dataset: the `dataset` group.
 
     Returns:
-        What networks need to know of the data.
+        What networks need to know about the data.
 
     Raises:
-        UserError: If the data cannot be found or an option is impossible.
+        UserError: the data cannot be found, or an option is impossible.
     """
     num_classes = _check(dataset)
     mean, std = normalisation(dataset)
     return Sizes(num_classes, dataset["channels"], image_size(dataset), mean, std)
 
 
-def _check(dataset: dict) -> int:
-    """As `check`; returns the number of classes."""
+def _check(dataset: Mapping[str, Any]) -> int:
+    """Do all that `check` does, but return only the number of classes."""
     source = dataset["source"]
     if source not in SOURCES:
         raise UserError(f"dataset.source={source}: must be one of {', '.join(SOURCES)}")
@@ -79,8 +79,8 @@ def _check(dataset: dict) -> int:
             if dataset["download"]:
                 return dataset["num_classes"]
             raise UserError(
-                f"dataset={dataset['name']}: no {ARCHIVES[source]} in {root}; dataset.download=true fetches "
-                "it, dataset.root=PATH (or the environment variable KDBENCH_DATA) says where it is"
+                f"dataset={dataset['name']}: there is no {ARCHIVES[source]} in {root}; dataset.download=true downloads "
+                "it, dataset.root=PATH (or the environment variable KDBENCH_DATA) points to an existing copy"
             )
     with _named_errors(dataset, "cannot be read from"):
         tree = _tree(dataset)
@@ -91,35 +91,37 @@ def _check(dataset: dict) -> int:
 
 
 @contextmanager
-def _named_errors(dataset: dict, what: str) -> Iterator[None]:
-    """Turn errors of disk, network and torchvision into one line that names data set and place."""
+def _named_errors(dataset: Mapping[str, Any], failure: str) -> Iterator[None]:
+    """Turn errors of disk, network and torchvision into one line that names the data set and its place."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         place = dataset["tree"] or data_root(dataset)
         reason = str(error).replace("download=True", "dataset.download=true")
-        raise UserError(f"dataset={dataset['name']}: {what} {place}: {reason}") from error
+        raise UserError(f"dataset={dataset['name']}: {failure} {place}: {reason}") from error
 
 
-def _check_options(dataset: dict) -> None:
+def _check_options(dataset: Mapping[str, Any]) -> None:
     padding, channels = dataset["crop_padding"], dataset["channels"]
     if padding is None and dataset["loader"] == "resident":
         raise UserError("dataset.crop_padding=null: a random resized crop needs dataset.loader=streaming")
     if padding is not None and dataset["padding_mode"] == "reflect" and padding >= (size := image_size(dataset)):
-        raise UserError(f"dataset.crop_padding={padding}: must be < dataset.image_size={size} to reflect")
+        raise UserError(
+            f"dataset.crop_padding={padding}: must be < dataset.image_size={size} with dataset.padding_mode=reflect"
+        )
     for key in ("mean", "std"):
         values = dataset[key]
         if len(values) not in (1, channels):
             raise UserError(f"dataset.{key}={values}: must have 1 or dataset.channels={channels} values")
 
 
-def _check_synmnist(dataset: dict) -> None:
+def _check_synmnist(dataset: Mapping[str, Any]) -> None:
     size, num_classes = dataset["image_size"], dataset["num_classes"]
     count = synmnist.length(num_classes)
-    if size < (least := count * synmnist.MIN_CELL):
-        shown = "1 digit needs" if count == 1 else f"{count} digits side by side need"
+    if size < (minimum := count * synmnist.MIN_CELL):
+        need = "1 digit needs" if count == 1 else f"{count} digits side by side need"
         raise UserError(
-            f"dataset.image_size={size}: {shown} at least {least} pixels (dataset.num_classes={num_classes})"
+            f"dataset.image_size={size}: {need} at least {minimum} pixels (dataset.num_classes={num_classes})"
         )
     for key in ("num_train", "num_test"):
         if dataset[key] < num_classes:
@@ -127,19 +129,19 @@ def _check_synmnist(dataset: dict) -> None:
     place, root = ARCHIVES["mnist"], data_root(dataset)
     if dataset["digits"] == "mnist" and not (root / place).exists():
         raise UserError(
-            f"dataset.digits=mnist: no {place} in {root}; a run with dataset=mnist dataset.download=true fetches it, "
-            "dataset.root=PATH (or the environment variable KDBENCH_DATA) says where it is"
+            f"dataset.digits=mnist: there is no {place} in {root}; a run with dataset=mnist dataset.download=true "
+            "downloads it, dataset.root=PATH (or the environment variable KDBENCH_DATA) points to an existing copy"
         )
 
 
-def _check_classes(dataset: dict, classes: tuple[str, ...]) -> None:
-    wanted = dataset["num_classes"]
-    if wanted not in (None, len(classes)):
-        raise UserError(f"dataset.num_classes={wanted}: {dataset['name']} has {len(classes)} classes here")
+def _check_classes(dataset: Mapping[str, Any], classes: tuple[str, ...]) -> None:
+    expected = dataset["num_classes"]
+    if expected not in (None, len(classes)):
+        raise UserError(f"dataset.num_classes={expected}: {dataset['name']} has {len(classes)} classes here")
 
 
-def _tree(dataset: dict) -> folder.Tree | None:
-    """The tree of image files that the data are read from, or None."""
+def _tree(dataset: Mapping[str, Any]) -> folder.Tree | None:
+    """The tree of image files that the data are read from; None for other sources."""
     source = dataset["source"]
     if dataset["tree"]:
         return folder.find(dataset["tree"], "dataset.tree")
@@ -152,30 +154,30 @@ def _tree(dataset: dict) -> folder.Tree | None:
     return folder.find(inner if inner.is_dir() else root, "dataset.root")
 
 
-def image_size(dataset: dict) -> int:
-    """Side in pixels of the images that networks get: ``dataset.image_size``, else that of a tree's first image.
+def image_size(dataset: Mapping[str, Any]) -> int:
+    """Side in pixels of the images that networks see: `dataset.image_size`, else that of the tree's first image.
 
     Args:
-        dataset: The ``dataset`` group.
+        dataset: the `dataset` group.
 
     Raises:
-        UserError: If it is not given and the first image is not square, or cannot be read.
+        UserError: it is not given, and the first image is not square or cannot be read.
     """
     if dataset["image_size"] is not None:
         return dataset["image_size"]
     tree = _tree(dataset)
-    assert tree is not None  # only trees may leave it out
+    assert tree is not None  # only trees may leave the size out
     return folder.first_side(tree)
 
 
-def normalisation(dataset: dict) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that networks take from their images, one value a channel.
+def normalisation(dataset: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that networks normalise with, one value per channel.
 
     Args:
-        dataset: The ``dataset`` group.
+        dataset: the `dataset` group.
 
     Returns:
-        ``dataset.mean`` and ``dataset.std``; 0 and 1 with ``dataset.normalize=false``.
+        `dataset.mean` and `dataset.std`; 0 and 1 with `dataset.normalize=false`.
     """
 
     def by_channel(values: list[float]) -> tuple[float, ...]:
@@ -186,48 +188,51 @@ def normalisation(dataset: dict) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return by_channel(dataset["mean"]), by_channel(dataset["std"])
 
 
-def verify(dataset: dict) -> None:
-    """Look at every image of a user's own tree, before anything slow begins.
+def verify(dataset: Mapping[str, Any]) -> None:
+    """Open every image of a user's own tree, before anything slow begins.
 
     Args:
-        dataset: The ``dataset`` group.
+        dataset: the `dataset` group.
 
     Raises:
-        UserError: If one cannot be read.
+        UserError: an image cannot be read.
     """
-    if tree := _own_tree(dataset):
+    if tree := _user_tree(dataset):
         folder.verify(tree)
 
 
-def fingerprint(dataset: dict) -> str | None:
+def fingerprint(dataset: Mapping[str, Any]) -> str | None:
     """What identifies the content of a user's own tree, whatever its path.
 
     Args:
-        dataset: The ``dataset`` group.
+        dataset: the `dataset` group.
 
     Returns:
-        16 hex digits over the names and sizes of its images; None for a data set that its name identifies.
+        16 hex digits of a hash of the names and sizes of its images; None for a data set that its name identifies.
 
     Raises:
-        UserError: If there is no such tree.
+        UserError: there is no such tree.
     """
-    tree = _own_tree(dataset)
+    tree = _user_tree(dataset)
     return folder.digest(tree) if tree else None
 
 
-def _own_tree(dataset: dict) -> folder.Tree | None:
-    """The tree that only its path names, not the data set's name."""
+def _user_tree(dataset: Mapping[str, Any]) -> folder.Tree | None:
+    """The tree of a data set that its name does not identify; None for all others."""
     if not dataset["tree"] and dataset["source"] != "imagefolder":
         return None
     with _named_errors(dataset, "cannot be read from"):
         return _tree(dataset)
 
 
-def download(dataset: dict) -> None:
-    """Fetch a data set into the data root, unless it is there; does nothing for those without an archive.
+def download(dataset: Mapping[str, Any]) -> None:
+    """Download a data set into the data root, unless it is there; do nothing for sources without an archive.
+
+    Args:
+        dataset: the `dataset` group.
 
     Raises:
-        UserError: If the network or the disk fails.
+        UserError: the network or the disk fails.
     """
     if dataset["source"] not in ARCHIVES or dataset["tree"]:
         return
@@ -236,41 +241,42 @@ def download(dataset: dict) -> None:
     from kdbench.data import torchvision_sets
 
     root = data_root(dataset)
-    with _named_errors(dataset, "could not be fetched into"):
+    with _named_errors(dataset, "could not be downloaded into"):
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{dataset['source']}.lock"):  # several runs may start at once
+        with FileLock(root / f".{dataset['source']}.lock"):  # several runs may start at the same time
             torchvision_sets.download(dataset["source"], root)
 
 
-def load(dataset: dict, sizes: Sizes) -> tuple[Images, Images]:
+def load(dataset: Mapping[str, Any], sizes: Sizes) -> tuple[Images, Images]:
     """Load the training and test set of a data set; never downloads.
 
     Args:
-        dataset: The ``dataset`` group, checked.
-        sizes: What `check` found.
+        dataset: the `dataset` group, checked.
+        sizes: as returned by `check`.
 
     Returns:
-        Training and test set; for trees the file names only.
+        Training and test set; for trees, file names instead of images.
 
     Raises:
-        UserError: If the data are missing or damaged, or are not what the config says.
+        UserError: the data are missing or damaged, or differ from what the configuration says.
     """
     with _named_errors(dataset, "cannot be read from"):
         train, test = _load(dataset)
     _check_classes(dataset, train.classes)
     if train.images.ndim == 4:
-        side, _, depth = train.images.shape[1:]
-        for key, wanted, there in (("image_size", sizes.image_size, side), ("channels", sizes.in_chans, depth)):
-            if wanted != there:
-                raise UserError(f"dataset.{key}={wanted}: {dataset['name']} has {there}")
+        side, _, channels = train.images.shape[1:]
+        for key, expected, actual in (("image_size", sizes.image_size, side), ("channels", sizes.in_chans, channels)):
+            if expected != actual:
+                raise UserError(f"dataset.{key}={expected}: {dataset['name']} has {actual}")
     return train, test
 
 
-def _load(dataset: dict) -> tuple[Images, Images]:
+def _load(dataset: Mapping[str, Any]) -> tuple[Images, Images]:
     source, tree = dataset["source"], _tree(dataset)
     if tree is not None:
-        train, test = (folder.listing(part, tree.classes) for part in (tree.train, tree.test))
-        return Images(*train, tree.classes), Images(*test, tree.classes)
+        names, labels = folder.listing(tree.train, tree.classes)
+        test_names, test_labels = folder.listing(tree.test, tree.classes)
+        return Images(names, labels, tree.classes), Images(test_names, test_labels, tree.classes)
     if source in embedded.FILES:
         return embedded.load(source)
     if source == "fake":
@@ -278,9 +284,9 @@ def _load(dataset: dict) -> tuple[Images, Images]:
         return synthetic.load(*(dataset[key] for key in keys))
     if source == "synmnist":
         keys = ("num_train", "num_test", "num_classes", "image_size", "channels", "seed", "map_seed", "digits")
-        numbers, held = synmnist.load(*(dataset[key] for key in keys), data_root(dataset))
-        # loaders take a test set as it is, and torch warns of read-only arrays
-        return numbers, held._replace(images=held.images.copy(), labels=held.labels.copy())
+        train, test = synmnist.load(*(dataset[key] for key in keys), data_root(dataset))
+        # loaders use the arrays of a test set as they are, and torch warns about read-only ones
+        return train, test._replace(images=test.images.copy(), labels=test.labels.copy())
     from kdbench.data import torchvision_sets
 
     return torchvision_sets.load(source, data_root(dataset))

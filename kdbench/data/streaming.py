@@ -1,4 +1,4 @@
-"""The loader of big data sets: images stay on disk, worker processes read, cut and augment them."""
+"""The loader of large data sets: images stay on disk; worker processes read, crop and augment them."""
 
 import os
 from collections.abc import Iterator
@@ -16,29 +16,29 @@ from kdbench.data.resident import stream, to_images
 from kdbench.data.streams import derive
 from kdbench.errors import UserError
 
-TEST_BORDER = 0.0625  # of each side: the usual centre crop of 224 from 256
+TEST_BORDER = 0.0625  # fraction cut off at each edge: the usual centre crop of 224 from 256
 
 
 class StreamingLoader:
     """Batches read from disk by worker processes, then moved to the training device.
 
     Order and augmentation of a sample depend on (seed, epoch, index) alone, not on the number of workers.
-    With ``crop_padding`` the augmentation is the resident loader's; without it, it is ImageNet's: a random
-    resized crop, and for evaluation the central 7/8. The last partial training batch is dropped; in
-    evaluation none is.
+    With `crop_padding` the augmentation is that of the resident loader; without it, that of ImageNet: a random resized
+    crop in training, the central 7/8 in evaluation. The last partial training batch is dropped; evaluation drops none.
 
     Args:
-        part: File names, or images as (N, H, W, C) uint8.
-        size: Side of the images in a batch, in pixels.
+        part: file names, or images as (N, H, W, C) uint8.
+        size: side of the images in a batch, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        batch_size: Samples in a batch.
-        device: Where the batches go.
-        training: Shuffling and augmentation; None keeps the order.
-        border: Share of each side cut off before an image that is not augmented is resized.
-        workers: Worker processes, at most; 0 reads in the training process.
+        batch_size: samples in a batch.
+        device: where the batches go.
+        training: shuffling and augmentation; None keeps order and images as they are.
+        border: fraction of the image that is cut off at each edge before it is resized; unused by a random resized
+            crop.
+        workers: maximum number of worker processes; 0 reads in the training process.
     """
 
-    batch_sampler = None  # Lightning looks for it where it finds a sampler
+    batch_sampler = None  # Lightning looks for it on objects that have a sampler
 
     def __init__(
         self,
@@ -60,32 +60,32 @@ class StreamingLoader:
             num_workers=min(workers, os.cpu_count() or 1),
             pin_memory=self.device.type == "cuda",
             drop_last=training is not None,
-            generator=torch.Generator(),  # else it would draw from the global one, which is the model's
+            generator=torch.Generator(),  # without it, the global generator would be used, which belongs to the model
         )
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return len(self._loader)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and augmentation the next iteration draws."""
+        """Choose the epoch whose order and augmentation the next iteration uses."""
         self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the current epoch; the epoch is read when the first batch is asked for."""
+        """The batches of the current epoch; the epoch is read when the first batch is requested."""
         try:
             for batch in self._loader:
                 images, labels, index = (tensor.to(self.device, non_blocking=True) for tensor in batch)
                 yield Batch(to_images(images), labels, index)
             return
-        except UserError as error:  # from a worker: the message ends a traceback
+        except UserError as error:  # raised in a worker: the message is the last line of a traceback
             line = str(error).strip().splitlines()[-1]
-            error.__traceback__ = None  # else it would keep the workers alive
+            error.__traceback__ = None  # a traceback would keep the workers alive
         raise UserError(line.removeprefix("kdbench.errors.UserError: "))
 
 
 class _Order(Sampler[tuple[int, int]]):
-    """Pairs of epoch and position, so that a worker knows which epoch a sample is for."""
+    """Pairs of epoch and position, so that a worker knows the epoch of each sample."""
 
     def __init__(self, count: int, training: Training | None) -> None:
         self.count, self.training, self.epoch = count, training, 0
@@ -104,14 +104,14 @@ class _Order(Sampler[tuple[int, int]]):
 
 
 class _Samples(Dataset[tuple[Tensor, int, int]]):
-    """One sample: image (size, size, C) uint8, label, index."""
+    """Samples: image (size, size, C) uint8, label, index."""
 
     def __init__(self, part: Part, size: int, channels: int, training: Training | None, border: float) -> None:
         self.part, self.training = part, training
         self.size, self.channels, self.border = size, channels, border
         self.augment = _augmentation(size, training) if training else None
-        # a random resized crop is cut from the image as it is
-        self.whole = training is not None and training.crop_padding is None
+        # a random resized crop is taken from the original image
+        self.crops_original = training is not None and training.crop_padding is None
 
     def _read(self, position: int) -> Image.Image:
         stored = self.part.images[position]
@@ -123,11 +123,11 @@ class _Samples(Dataset[tuple[Tensor, int, int]]):
         epoch, position = item
         label, index = int(self.part.labels[position]), int(self.part.index[position])
         image = self._read(position)
-        if not self.whole:
+        if not self.crops_original:
             image = fit(image, self.size, self.border)
         if self.training and self.augment:
             with torch.random.fork_rng(devices=[]):
-                # not torch.manual_seed: that would touch the GPU's generators too
+                # not torch.manual_seed, which would also change the generators of the GPU
                 torch.default_generator.manual_seed(derive(self.training.seed, "augmentation", epoch, index))
                 image = self.augment(image)
         pixels = np.array(image, dtype=np.uint8).reshape(self.size, self.size, self.channels)

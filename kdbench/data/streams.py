@@ -1,18 +1,18 @@
-"""Separate, stateless random streams: a seed and a name give a number, whatever was drawn before."""
+"""Separate, stateless random streams: a seed and a name determine a number, whatever was drawn before."""
 
 import hashlib
 import json
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """Seed of the stream that ``names`` name, for one ``seed``.
+    """Seed of the stream with this name, derived from `seed`.
 
-    What is drawn for epoch 7 comes from ``derive(seed, "order", 7)`` and depends on nothing else, so a
-    resumed run draws what the uninterrupted one would have drawn.
+    What is drawn for epoch 7 comes from `derive(seed, "order", 7)` and depends on nothing else, so a resumed run draws
+    what the uninterrupted run would have drawn.
 
     Args:
-        seed: Any integer.
-        names: Words and numbers that name the stream; their order matters.
+        seed: any integer.
+        names: strings and numbers that together name the stream; their order matters.
 
     Returns:
         An integer in [0, 2**63), the same on every machine and Python version.

@@ -1,8 +1,8 @@
-"""Handwritten numbers with any number of classes, composed of MNIST digits.
+"""Handwritten numbers for any number of classes, composed of MNIST digits.
 
 Liu, Zhang and Wang (Learning from a Lightweight Teacher for Efficient Knowledge Distillation, arXiv
-2005.09163, 2020) train the teacher of LW-KD on such a simple data set with as many classes as the target has.
-How its images are composed is our reading of the paper's abstract.
+2005.09163, 2020) train the teacher of LW-KD on a simple data set of this kind, with as many classes as the target data
+set. How the images are composed is our reading of the paper's abstract.
 """
 
 from functools import lru_cache
@@ -16,11 +16,11 @@ from kdbench.data import embedded
 from kdbench.data.batch import Images
 from kdbench.data.streams import derive
 
-MIN_CELL = 4  # pixels: a narrower digit cannot be told from another
+MIN_CELL = 4  # pixels: narrower digits cannot be told apart
 
 
 def length(num_classes: int) -> int:
-    """Decimal digits that write every number below ``num_classes``."""
+    """Number of decimal digits needed for every number below `num_classes`."""
     return len(str(num_classes - 1))
 
 
@@ -29,7 +29,7 @@ def codes(num_classes: int, map_seed: int | None) -> np.ndarray:
 
     Args:
         num_classes: C.
-        map_seed: None maps each class to itself; else the seed of a random one-to-one map.
+        map_seed: seed of a random one-to-one map of classes to numbers; None maps each class to itself.
 
     Returns:
         (C,) int64, a permutation of 0..C-1.
@@ -40,18 +40,18 @@ def codes(num_classes: int, map_seed: int | None) -> np.ndarray:
 
 
 def cells(size: int, count: int) -> list[slice]:
-    """Columns of each of ``count`` cells, left to right, that split ``size`` as evenly as integers allow."""
+    """The columns of `count` cells, left to right, which divide `size` as evenly as integers allow."""
     edges = np.arange(count + 1) * size // count
     return [slice(left, right) for left, right in pairwise(edges.tolist())]
 
 
 def resized(images: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Digits in the size of a cell, antialiased.
+    """Digits resized to a cell, antialiased.
 
     Args:
         images: (N, H, W, 1) uint8.
-        width: Of the result, in pixels.
-        height: Of the result, in pixels.
+        width: of the result, in pixels.
+        height: of the result, in pixels.
 
     Returns:
         (N, height, width) uint8.
@@ -61,7 +61,10 @@ def resized(images: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _resized_rows(images: np.ndarray, width: int) -> np.ndarray:
-    """(N, H, W) uint8 to (N, H, width): all in one tall image, as no row touches another when only widths change."""
+    """(N, H, W) uint8 to (N, H, width).
+
+    All images are resized as one tall image, because rows do not affect each other when only the width changes.
+    """
     count, height, old = images.shape
     tall = Image.fromarray(images.reshape(count * height, old))
     return np.asarray(tall.resize((width, count * height), Image.Resampling.LANCZOS)).reshape(count, height, width)
@@ -79,45 +82,45 @@ def load(
     digits: str,
     root: Path,
 ) -> tuple[Images, Images]:
-    """Training and test set of images that show their class's number, digit by digit, zero padded.
+    """Training and test set of images that show the number of their class, zero-padded.
 
-    Training images are made of training digits, test images of test digits. So validation images, held out of
-    the training set, are new numbers in known handwriting: easier than the test set. The last two data sets loaded
-    stay in memory.
+    Training images are composed of training digits, test images of test digits. Validation images, which are held out
+    of the training set, are therefore new numbers made of known digits, and easier than the test set. The last two data
+    sets loaded stay in memory.
 
     Args:
-        num_train: Training images, spread evenly over the classes.
-        num_test: Test images, likewise.
-        num_classes: Classes; their number of decimal digits is that of ``num_classes - 1``.
-        size: Side in pixels.
+        num_train: number of training images, spread evenly over the classes.
+        num_test: number of test images, spread likewise.
+        num_classes: number of classes; all numbers have as many decimal digits as `num_classes - 1`.
+        size: side in pixels.
         channels: 1 (grey) or 3 (the grey image in each).
-        seed: Of the digits drawn and of the order.
-        map_seed: As for ``codes``.
-        digits: ``mnist5k`` or ``mnist``, where the digits come from.
-        root: Folder with the full MNIST.
+        seed: of the choice of digits and of the order.
+        map_seed: as for `codes`.
+        digits: `mnist5k` or `mnist`, where the digits come from.
+        root: folder with the full MNIST.
 
     Returns:
-        Images (N, size, size, channels) uint8, in random class order; the arrays are read-only. Classes are
-        named by their number.
+        Images (N, size, size, channels) uint8, in random class order; the arrays are read-only. Classes are named by
+        their number.
 
     Raises:
-        UserError: If the package with ``mnist5k`` is not installed.
-        RuntimeError: If the full MNIST is missing or damaged.
-        OSError: If the disk fails.
+        UserError: the package with `mnist5k` is not installed.
+        RuntimeError: the full MNIST is missing or damaged.
+        OSError: the disk fails.
     """
     count = length(num_classes)
     code = codes(num_classes, map_seed)
     classes = tuple(str(number).zfill(count) for number in code)
-    # (C, count) int64: the decimal digits of each class's number
-    written = code[:, None] // 10 ** np.arange(count)[::-1] % 10
+    # (C, count) int64: the decimal digits of the number of each class
+    decimals = code[:, None] // 10 ** np.arange(count)[::-1] % 10
 
     def draw(name: str, source: Images, total: int) -> Images:
         rng = np.random.default_rng(derive(seed, "synmnist", name))
         labels = np.argsort(np.argsort(rng.random(total))) % num_classes
-        chosen = _choose(source.labels, written[labels], rng)
+        chosen = _choose(source.labels, decimals[labels], rng)
         images = _compose(source.images, chosen, size)[..., None].repeat(channels, axis=3)
         for array in (images, labels):
-            array.setflags(write=False)  # the cache hands them out again
+            array.setflags(write=False)  # the cache returns the same arrays again
         return Images(images, labels, classes)
 
     train, test = _digits(digits, root)
@@ -125,23 +128,23 @@ def load(
 
 
 def _choose(labels: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Position in ``labels`` of a random sample of each wanted digit; same shape as ``wanted``, int64."""
+    """Position in `labels` of a random sample of each wanted digit: int64, in the shape of `wanted`."""
     by_digit, totals = np.argsort(labels, kind="stable"), np.bincount(labels, minlength=10)
     first = np.cumsum(totals) - totals
     return by_digit[first[wanted] + (rng.random(wanted.shape) * totals[wanted]).astype(np.int64)]
 
 
 def _compose(images: np.ndarray, chosen: np.ndarray, size: int) -> np.ndarray:
-    """Chosen (N, K) of the images (M, H, W, 1) side by side: (N, size, size) uint8."""
-    done = np.empty((len(chosen), size, size), np.uint8)
+    """The chosen (N, K) of the images (M, H, W, 1), K side by side: (N, size, size) uint8."""
+    canvas = np.empty((len(chosen), size, size), np.uint8)
     columns = cells(size, chosen.shape[1])
     for width in {c.stop - c.start for c in columns}:
         same = [i for i, c in enumerate(columns) if c.stop - c.start == width]
         used, position = np.unique(chosen[:, same], return_inverse=True)
-        small = resized(images[used], width, size)
-        for cell, where in zip(same, position.reshape(-1, len(same)).T, strict=True):
-            done[:, :, columns[cell]] = small[where]
-    return done
+        digits = resized(images[used], width, size)
+        for cell, digit in zip(same, position.reshape(-1, len(same)).T, strict=True):
+            canvas[:, :, columns[cell]] = digits[digit]
+    return canvas
 
 
 def _digits(digits: str, root: Path) -> tuple[Images, Images]:

@@ -1,24 +1,24 @@
-"""A learnable data set made from nothing, for tests and first tries."""
+"""A learnable synthetic data set, for tests and first experiments."""
 
 import numpy as np
 
 from kdbench.data.batch import Images
 from kdbench.data.streams import derive
 
-CELLS = 4  # each class is a pattern of CELLS x CELLS flat patches
-NOISE = 0.25  # standard deviation of the pixel noise; the patterns lie in [0, 1]
+CELLS = 4  # each class is a pattern of CELLS x CELLS uniform patches
+NOISE = 0.25  # standard deviation of the pixel noise; the patterns are in [0, 1]
 
 
 def load(num_train: int, num_test: int, num_classes: int, size: int, channels: int, seed: int) -> tuple[Images, Images]:
-    """Training and test set of images that are their class's random patchwork plus Gaussian noise.
+    """Training and test set of images that show the random patchwork of their class plus Gaussian noise.
 
     Args:
-        num_train: Training images, spread evenly over the classes.
-        num_test: Test images.
-        num_classes: Classes.
-        size: Side in pixels.
-        channels: Colour channels.
-        seed: Of the patterns and the noise.
+        num_train: number of training images, spread evenly over the classes.
+        num_test: number of test images.
+        num_classes: number of classes.
+        size: side in pixels.
+        channels: number of colour channels.
+        seed: of the patterns and the noise.
 
     Returns:
         Images (N, size, size, channels) uint8, in random class order.

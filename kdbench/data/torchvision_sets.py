@@ -1,4 +1,4 @@
-"""Small named data sets read, and where asked downloaded, by torchvision; and TinyImageNet's archive."""
+"""Data sets that torchvision reads and, on request, downloads; and TinyImageNet's archive."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,16 +24,16 @@ def load(source: str, root: Path, download: bool = False) -> tuple[Images, Image
     """Training and test set of a torchvision data set.
 
     Args:
-        source: A key of ``READERS``.
-        root: Folder that torchvision calls root.
-        download: Fetch what is missing.
+        source: a key of `READERS`.
+        root: the folder that torchvision calls root.
+        download: download what is missing.
 
     Returns:
         Images (N, H, W, C) uint8.
 
     Raises:
-        RuntimeError: If files are missing or damaged (torchvision's own words).
-        OSError: If the network or the disk fails.
+        RuntimeError: files are missing or damaged; the message is torchvision's.
+        OSError: the network or the disk fails.
     """
     return _load(source, root, True, download), _load(source, root, False, download)
 
@@ -47,22 +47,22 @@ def _load(source: str, root: Path, train: bool, download: bool) -> Images:
         images, labels = np.asarray(data.data), data.targets
     if images.ndim == 3:  # grey
         images = images[..., None]
-    classes = tuple(getattr(data, "classes", "0123456789"))  # SVHN's classes are digits and have no names
+    classes = tuple(getattr(data, "classes", "0123456789"))  # the classes of SVHN are digits, without names
     return Images(images, np.asarray(labels, dtype=np.int64), classes)
 
 
 def download(source: str, root: Path) -> None:
-    """Fetch a data set into ``root``, unless it is there already.
+    """Download a data set into `root`, unless it is there already.
 
     Raises:
-        RuntimeError: If what came is damaged.
-        OSError: If the network or the disk fails.
+        RuntimeError: the downloaded files are damaged.
+        OSError: the network or the disk fails.
     """
     if source == "tinyimagenet":
         url, md5 = TINYIMAGENET
         name = "tiny-imagenet-200"
         if not (root / name).is_dir():
-            with TemporaryDirectory(dir=root) as unpacked:  # never half a data set under its own name
+            with TemporaryDirectory(dir=root) as unpacked:  # an incomplete data set never has the final name
                 download_and_extract_archive(url, str(root), unpacked, md5=md5)
                 (Path(unpacked) / name).rename(root / name)
     else:

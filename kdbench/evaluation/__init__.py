@@ -1,1 +1,1 @@
-"""Evaluation of trained students; no training."""
+"""Evaluation of trained students; trains nothing."""

@@ -1,4 +1,4 @@
-"""What is recorded of a trained student: on the test set, against its teacher, on wrongly labelled training images."""
+"""The evaluation that is recorded of a student: on the test set, against its teacher and on wrongly labelled images."""
 
 from typing import Any
 
@@ -17,35 +17,39 @@ from kdbench.evaluation.passes import Answers, answers
 
 
 def assess(trainer: pl.Trainer, student: nn.Module, teacher: nn.Module | None, data: DataModule) -> dict[str, Any]:
-    """Look at the test set with a student and its teacher; the temperature is fitted on the validation set.
+    """Evaluate a student on the test set and compare it with its teacher.
+
+    The temperature is fitted on the validation set.
 
     Args:
-        trainer: whose device and precision are used.
-        student: gives `Features`, as the next.
-        teacher: None without one.
-        data: of the run.
+        trainer: its device and precision are used.
+        student: returns `Features`.
+        teacher: returns `Features`; None if there is no teacher.
+        data: the data of the run.
 
     Returns:
-        `test`: `accuracy`, `top5`, `calibration` and `groups` (functions of those names). `fidelity`: `agreement`, `kl`
-        (nats) and `cka` of the embeddings; None without a teacher.
+        `test`: `accuracy`, `top5` and the measures of `calibration` and `groups`; `fidelity`: `agreement`, `kl` (nats)
+        and `cka` of the embeddings, or None without a teacher.
     """
-    found = answers(trainer, student, data.test_dataloader())
-    held = answers(trainer, student, data.val_dataloader()) if data.val_size else None
-    temperature = None if held is None else fitted_temperature(held.logits, held.labels)
-    counts = np.array(data.noise_record["true_class_counts"])
-    top = Classification(len(counts))
-    top.update(found.logits, found.labels)
+    on_test = answers(trainer, student, data.test_dataloader())
+    temperature = None
+    if data.val_size:
+        on_validation = answers(trainer, student, data.val_dataloader())
+        temperature = fitted_temperature(on_validation.logits, on_validation.labels)
+    class_counts = np.array(data.noise_record["true_class_counts"])
+    classification = Classification(len(class_counts))
+    classification.update(on_test.logits, on_test.labels)
     test = {
-        **top.compute(),
-        **calibration(found.logits, found.labels, temperature),
-        **groups(found.logits.argmax(1), found.labels, counts),
+        **classification.compute(),
+        **calibration(on_test.logits, on_test.labels, temperature),  # replaces `nll` by the same in float64
+        **groups(on_test.logits.argmax(1), on_test.labels, class_counts),
     }
-    taught = None if teacher is None else answers(trainer, teacher, data.test_dataloader())
-    return {"test": test, "fidelity": taught and compare(found, taught)}
+    if teacher is None:
+        return {"test": test, "fidelity": None}
+    return {"test": test, "fidelity": _fidelity(on_test, answers(trainer, teacher, data.test_dataloader()))}
 
 
-def compare(student: Answers, teacher: Answers) -> dict[str, float | None]:
-    """`agreement`, `kl` (nats) and `cka` of student and teacher on the same images."""
+def _fidelity(student: Answers, teacher: Answers) -> dict[str, float | None]:
     return {
         "agreement": fidelity.agreement(student.logits, teacher.logits),
         "kl": fidelity.kl(student.logits, teacher.logits),
@@ -53,23 +57,26 @@ def compare(student: Answers, teacher: Answers) -> dict[str, float | None]:
     }
 
 
-class Memory:
-    """Which labels a student has learned of the training images whose label is wrong.
+class Memorisation:
+    """Which labels a student predicts for the wrongly labelled training images.
 
     Args:
-        trainer: whose device and precision are used.
-        teacher: gives `Features`; None without one.
-        data: of the run.
+        trainer: its device and precision are used.
+        teacher: returns `Features`; None if there is no teacher.
+        data: the data of the run.
     """
 
     def __init__(self, trainer: pl.Trainer, teacher: nn.Module | None, data: DataModule) -> None:
         self.trainer, self.loader = trainer, data.wrong_dataloader()
-        self.true = torch.from_numpy(data.wrong_true)
-        self.taught = answers(trainer, teacher, self.loader).logits.argmax(1) if teacher and data.wrong_size else None
+        self.true_labels = torch.from_numpy(data.wrong_true)
+        self.teacher_predictions = None
+        if teacher is not None and data.wrong_size:
+            self.teacher_predictions = answers(trainer, teacher, self.loader).logits.argmax(1)
 
     def shares(self, student: nn.Module) -> dict[str, float]:
-        """`shares` of kdbench.evaluation.memorisation; nothing where no label is wrong."""
-        if not len(self.true):
+        """`kdbench.evaluation.memorisation.shares` of the student's predictions; empty if no label is wrong."""
+        if not len(self.true_labels):
             return {}
-        found = answers(self.trainer, student, self.loader)
-        return shares(found.logits.argmax(1), found.labels, self.true, self.taught)
+        student_answers = answers(self.trainer, student, self.loader)
+        predictions = student_answers.logits.argmax(1)
+        return shares(predictions, student_answers.labels, self.true_labels, self.teacher_predictions)

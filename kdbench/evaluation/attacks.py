@@ -1,9 +1,9 @@
-"""Adversarial images, and what they do to a network and to another one.
+"""Adversarial attacks, the accuracy of a network under them and their transfer to another network.
 
-The attacks are in pixel space, in the L-infinity ball, untargeted, on any function from images in [0, 1] to logits in
-float32 or float64; the network normalises the images itself. They change nothing of it, but its forward runs as it is:
-bring it into eval mode before, as `kdbench.models.features.evaluating` does, or batch statistics will move. No function
-here waits for the device.
+The attacks are untargeted and work in pixel space within an L-infinity ball. They apply to any function from images in
+[0, 1] to logits in float32 or float64, which normalises the images itself. They do not change the network, but call its
+forward pass in its current mode: put it in eval mode first, as `kdbench.models.features.evaluating` does, or its batch
+statistics are updated. Except for `Tally.share`, nothing here synchronises with the device.
 """
 
 from collections.abc import Callable
@@ -19,18 +19,20 @@ EPS, STEPS, STEP = 0.031, 20, 0.003
 
 
 def fgsm(network: Score, images: Tensor, labels: Tensor, eps: float = EPS) -> Tensor:
-    """clip(x + eps sign(d CE / dx)): Goodfellow et al., ICLR 2015, arXiv 1412.6572.
+    """The fast gradient sign method (FGSM): Goodfellow et al., ICLR 2015, arXiv 1412.6572.
+
+    clip(x + eps sign(d CE / dx), 0, 1).
 
     Args:
-        network: its logits of an image depend on that image alone, as in eval mode.
+        network: its logits for an image must depend on that image alone, as in eval mode.
         images: (B,C,H,W) in [0, 1].
         labels: (B,) int64.
         eps: largest change of a pixel.
 
     Returns:
-        Images (B,C,H,W) in [0, 1], constants.
+        Images (B,C,H,W) in [0, 1], detached from the graph.
     """
-    return (images + eps * _uphill(network, images, labels)).clamp(0, 1)
+    return (images + eps * _gradient_sign(network, images, labels)).clamp(0, 1)
 
 
 def pgd(
@@ -42,48 +44,49 @@ def pgd(
     steps: int = STEPS,
     step: float = STEP,
 ) -> Tensor:
-    """Projected gradient ascent of the cross-entropy: Madry et al., ICLR 2018, arXiv 1706.06083.
+    """Projected gradient ascent (PGD) on the cross-entropy: Madry et al., ICLR 2018, arXiv 1706.06083.
 
-    From a point drawn uniformly from the ball; the last point, whether or not an earlier one fooled the network.
+    Starts at a point drawn uniformly from the ball, and returns the last point even if an earlier one fooled the
+    network.
 
     Args:
-        network: its logits of an image depend on that image alone, as in eval mode.
+        network: its logits for an image must depend on that image alone, as in eval mode.
         images: (B,C,H,W) in [0, 1].
         labels: (B,) int64.
-        generator: draws the start; one of the CPU gives the same start on every device.
+        generator: draws the starting point; a CPU generator draws the same point for every device.
         eps: largest change of a pixel.
         steps: number of steps.
-        step: change of a pixel in a step.
+        step: change of a pixel per step.
 
     Returns:
-        Images (B,C,H,W) in [0, 1], constants.
+        Images (B,C,H,W) in [0, 1], detached from the graph.
     """
     low, high = (images - eps).clamp(min=0), (images + eps).clamp(max=1)
     start = torch.rand(images.shape, generator=generator, device=generator.device, dtype=images.dtype)
     attacked = (images + eps * (2 * start.to(images.device) - 1)).clamp(low, high)
     for _ in range(steps):
-        attacked = (attacked + step * _uphill(network, attacked, labels)).clamp(low, high)
+        attacked = (attacked + step * _gradient_sign(network, attacked, labels)).clamp(low, high)
     return attacked
 
 
-def _uphill(network: Score, images: Tensor, labels: Tensor) -> Tensor:
-    """Sign, -1, 0 or 1, of the cross-entropy's gradient by each pixel.
+def _gradient_sign(network: Score, images: Tensor, labels: Tensor) -> Tensor:
+    """Sign (-1, 0 or 1) of the gradient of the cross-entropy with respect to each pixel.
 
-    CE = log(1 + exp(m)) with m = logsumexp_{k != y} z_k - z_y, and rises with m: the signs are those of m's gradient,
-    which is no difference of nearly equal numbers, and does not vanish, where a network is sure.
+    CE = log(1 + exp(m)) with m = logsumexp_{k != y} z_k - z_y increases with m, so m's gradient has the same sign.
+    Unlike the gradient of the cross-entropy, it neither vanishes nor loses precision where the network is confident.
     """
-    own = labels[:, None]
+    label = labels[:, None]
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         logits = network(images)
-        margin = logits.scatter(1, own, -torch.inf).logsumexp(1) - logits.gather(1, own)[:, 0]
-        (slope,) = torch.autograd.grad(margin.sum(), images)
-    return slope.sign()
+        margin = logits.scatter(1, label, -torch.inf).logsumexp(1) - logits.gather(1, label)[:, 0]
+        (gradient,) = torch.autograd.grad(margin.sum(), images)
+    return gradient.sign()
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How many of those that count are hits; tallies of batches add up, on the device.
+    """A number of hits out of a count; the tallies of several batches can be added without leaving the device.
 
     Attributes:
         hits: () int64.
@@ -98,35 +101,35 @@ class Tally:
 
     @property
     def share(self) -> float | None:
-        """Share of hits, None where nothing counts; waits for the device."""
+        """Hits divided by count, or None if the count is 0; synchronises with the device."""
         count = int(self.count)
         return int(self.hits) / count if count else None
 
 
 @torch.no_grad()
 def robust_accuracy(network: Score, attacked: Tensor, labels: Tensor) -> Tally:
-    """How many of all samples are right under attack.
+    """How many of the images are classified correctly under attack.
 
     Args:
-        network: the one that was attacked.
-        attacked: images (B,C,H,W) in [0, 1].
+        network: the attacked network.
+        attacked: adversarial images (B,C,H,W) in [0, 1].
         labels: (B,) int64.
     """
-    right = network(attacked).argmax(1) == labels
-    return Tally(right.sum(), torch.ones_like(labels).sum())
+    correct = network(attacked).argmax(1) == labels
+    return Tally(correct.sum(), torch.ones_like(labels).sum())
 
 
 @torch.no_grad()
 def transferability(source: Score, target: Score, images: Tensor, attacked: Tensor, labels: Tensor) -> Tally:
-    """How many of the images that fool the network attacked also fool another one.
+    """How many of the adversarial images that fool the attacked network also fool another one.
 
-    Those count that both networks classify rightly as they are and the source wrongly under attack.
+    Counts the images that both networks classify correctly without the attack and the source misclassifies under it.
 
     Args:
-        source: the one that was attacked, the teacher.
-        target: the student.
-        images: (B,C,H,W) in [0, 1].
-        attacked: the same, attacked.
+        source: the attacked network (the teacher).
+        target: the other network (the student).
+        images: clean images (B,C,H,W) in [0, 1].
+        attacked: the adversarial images made from them.
         labels: (B,) int64.
     """
     counted = (source(images).argmax(1) == labels) & (target(images).argmax(1) == labels)

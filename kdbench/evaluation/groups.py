@@ -1,4 +1,4 @@
-"""Accuracy by class, and by how many training images the classes have."""
+"""Accuracy per class and per group of classes with many, medium and few training images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +11,15 @@ from kdbench.data.imbalance import shot_groups
 
 
 def groups(predictions: Tensor, labels: Tensor, class_counts: np.ndarray) -> dict[str, Any]:
-    """What is recorded of a test set.
+    """The accuracies by class that are recorded for a data set.
 
     Args:
         predictions: (N,) int64.
         labels: (N,) int64.
-        class_counts: (K,) training images of each class.
+        class_counts: (K,) number of training images of each class.
 
     Returns:
-        `balanced_accuracy`, `per_class` (K values), `many`, `medium` and `few`, as the functions below give them.
+        `balanced_accuracy`, `per_class` (K values), and `many`, `medium` and `few` of `by_shots`.
     """
     accuracies = per_class(predictions, labels, len(class_counts))
     return {
@@ -30,7 +30,7 @@ def groups(predictions: Tensor, labels: Tensor, class_counts: np.ndarray) -> dic
 
 
 def per_class(predictions: Tensor, labels: Tensor, num_classes: int) -> list[float | None]:
-    """Share of each class's samples that are predicted as it.
+    """Accuracy on the samples of each class.
 
     Args:
         predictions: (N,) int64.
@@ -38,15 +38,15 @@ def per_class(predictions: Tensor, labels: Tensor, num_classes: int) -> list[flo
         num_classes: K.
 
     Returns:
-        K fractions, None for a class without samples.
+        K fractions; None for a class without samples.
     """
-    there = torch.bincount(labels, minlength=num_classes).tolist()
-    right = torch.bincount(labels[predictions == labels], minlength=num_classes).tolist()
-    return [hits / count if count else None for hits, count in zip(right, there, strict=True)]
+    counts = torch.bincount(labels, minlength=num_classes).tolist()
+    correct = torch.bincount(labels[predictions == labels], minlength=num_classes).tolist()
+    return [hits / count if count else None for hits, count in zip(correct, counts, strict=True)]
 
 
 def balanced_accuracy(accuracies: Sequence[float | None]) -> float | None:
-    """Mean of `per_class` over the classes that have samples; None if none has."""
+    """Mean of `per_class` over the classes that have samples; None if there are none."""
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     return sum(known) / len(known) if known else None
 
@@ -55,11 +55,11 @@ def by_shots(accuracies: Sequence[float | None], class_counts: np.ndarray) -> di
     """Mean of `per_class` over the classes with many, medium and few training images.
 
     Args:
-        accuracies: K, as `per_class` gives them.
-        class_counts: (K,) training images of each class.
+        accuracies: K values of `per_class`.
+        class_counts: (K,) number of training images of each class.
 
     Returns:
-        `many`, `medium`, `few`; None for a group without a class that has samples.
+        `many`, `medium` and `few`; None for a group in which no class has samples.
     """
     return {
         name: balanced_accuracy([accuracy for accuracy, member in zip(accuracies, members, strict=True) if member])

@@ -1,4 +1,4 @@
-"""Passes over a data set with a trainer's device and precision; no gradients, modes are restored."""
+"""Forward passes over a data set in eval mode, on the device and in the precision of a trainer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.evaluation.classification import Classification
+from kdbench.models.features import evaluating
 
 Predict = Callable[[Tensor], dict[str, Tensor]]
 
 
 class Answers(NamedTuple):
-    """What a network says of a data set, on the CPU, in the set's order.
+    """The outputs of a network for a data set, on the CPU and in the order of the data set.
 
     Attributes:
         logits: (N,K) float32.
@@ -28,49 +29,46 @@ class Answers(NamedTuple):
 
 
 @contextmanager
-def _passing(trainer: pl.Trainer, module: nn.Module) -> Iterator[None]:
-    training = module.training
-    module.eval()
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
+def _inference(trainer: pl.Trainer, module: nn.Module) -> Iterator[None]:
+    with evaluating(module), trainer.precision_plugin.forward_context():
         yield
-    module.train(training)
 
 
 def score(trainer: pl.Trainer, method: nn.Module, loader: Any, predict: Predict) -> dict[str, dict[str, float]]:
-    """`accuracy`, `top5` (fractions) and `nll` (nats) on a loader of every prediction.
+    """`accuracy`, `top5` (fractions) and `nll` (nats) of each of a method's predictions.
 
     Args:
-        trainer: whose device and precision are used.
-        method: put in eval mode meanwhile.
-        loader: of batches.
-        predict: from images to logits (B,K) by name.
+        trainer: its device and precision are used.
+        method: the module that `predict` uses; in eval mode during the pass.
+        loader: yields batches.
+        predict: maps images to logits (B,K) by name.
     """
-    counts: dict[str, Classification] = {}
-    with _passing(trainer, method):
+    metrics: dict[str, Classification] = {}
+    with _inference(trainer, method):
         for batch in loader:
             images, labels, _ = trainer.strategy.batch_to_device(batch)
             for name, logits in predict(images).items():
-                if name not in counts:
-                    counts[name] = Classification(logits.shape[1]).to(logits.device)
-                counts[name].update(logits.float(), labels)
-    return {name: count.compute() for name, count in counts.items()}
+                if name not in metrics:
+                    metrics[name] = Classification(logits.shape[1]).to(logits.device)
+                metrics[name].update(logits.float(), labels)
+    return {name: metric.compute() for name, metric in metrics.items()}
 
 
 def score_student(trainer: pl.Trainer, method: nn.Module, loader: Any) -> dict[str, float]:
-    """As `score`, of the student alone."""
+    """The same as `score`, of the student only."""
     return score(trainer, method, loader, lambda images: {"student": method(images)})["student"]
 
 
 def answers(trainer: pl.Trainer, network: nn.Module, loader: Any) -> Answers:
-    """All that a network says of a loader's images.
+    """The outputs of a network for all images of a loader.
 
     Args:
-        trainer: whose device and precision are used.
-        network: a module that gives `Features`, put in eval mode meanwhile.
-        loader: of batches, at least one.
+        trainer: its device and precision are used.
+        network: returns `Features`; in eval mode during the pass.
+        loader: yields batches, at least one.
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    with _passing(trainer, network):
+    with _inference(trainer, network):
         for batch in loader:
             images, labels, _ = trainer.strategy.batch_to_device(batch)
             features = network(images)

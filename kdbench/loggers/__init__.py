@@ -1,7 +1,7 @@
-"""Mirrors of a run's record: W&B, CSV, TensorBoard or none, a file each.
+"""Mirrors of a run's record: W&B, CSV, TensorBoard or none, one module each.
 
-The truth is `metrics.jsonl` and `result.json` in the run's directory. A mirror gets the same numbers, once an epoch,
-and can neither fail nor hang the run: its first error becomes one warning, and from then on it is off.
+The authoritative record is `metrics.jsonl` and `result.json` in the run's directory. A mirror receives the same numbers
+once per epoch and can neither fail nor hang the run: its first error is logged as one warning and switches it off.
 """
 
 import importlib.util
@@ -11,11 +11,11 @@ from typing import Any
 from kdbench.errors import UserError
 from kdbench.loggers.csv import Csv
 from kdbench.loggers.mirror import Guarded, Mirror, RunInfo
-from kdbench.loggers.none import Nothing
+from kdbench.loggers.none import NoMirror
 from kdbench.loggers.tensorboard import TensorBoard
 from kdbench.loggers.wandb import WandB
 
-_KINDS: dict[str, type[Mirror]] = {"wandb": WandB, "csv": Csv, "tensorboard": TensorBoard, "none": Nothing}
+_KINDS: dict[str, type[Mirror]] = {"wandb": WandB, "csv": Csv, "tensorboard": TensorBoard, "none": NoMirror}
 
 
 def check(options: Mapping[str, Any]) -> None:
@@ -25,7 +25,7 @@ def check(options: Mapping[str, Any]) -> None:
         options: the `logger` group.
 
     Raises:
-        UserError: an unknown kind, or TensorBoard is not installed.
+        UserError: the kind is unknown, or TensorBoard is not installed.
     """
     kind = options["kind"]
     if kind not in _KINDS:
@@ -35,5 +35,10 @@ def check(options: Mapping[str, Any]) -> None:
 
 
 def start(options: Mapping[str, Any], run: RunInfo) -> Guarded:
-    """Open the mirror that `options`, the checked `logger` group, asks for."""
+    """Open the mirror that the `logger` group asks for.
+
+    Args:
+        options: the `logger` group, already checked.
+        run: the run to mirror.
+    """
     return Guarded(options["kind"], _KINDS[options["kind"]], options, run)

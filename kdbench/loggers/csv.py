@@ -10,17 +10,17 @@ from kdbench.loggers.mirror import RunInfo
 
 
 class Csv:
-    """`metrics.csv`, made anew from `metrics.jsonl` each time: after a resume it is whole."""
+    """`metrics.csv`, rewritten from `metrics.jsonl` every time, so that it is complete after a resume."""
 
     def __init__(self, options: Mapping[str, Any], run: RunInfo) -> None:
         self._source, self._target = run.directory / "metrics.jsonl", run.directory / "metrics.csv"
 
     def log(self, metrics: dict[str, float], epoch: int) -> None:
-        """Take the numbers of a finished epoch."""
+        """Rewrite the file after an epoch."""
         self._rewrite()
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        """Take the final numbers and close."""
+        """Rewrite the file one last time; the summary is not part of it."""
         self._rewrite()
 
     def _rewrite(self) -> None:

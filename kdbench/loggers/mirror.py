@@ -1,4 +1,4 @@
-"""What every mirror of a run has in common: what it is told, and that its errors never reach the run."""
+"""What all mirrors share: their interface, what they know about the run, and the guard around their errors."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,17 @@ log = logging.getLogger("kdbench")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a mirror tells of a run.
+    """What a mirror knows about its run.
 
     Attributes:
-        id: stable over resumes; W&B knows the run by it.
-        name: what people read.
-        directory: of the run; mirrors write nowhere else.
-        group: the setting; its runs differ in their seeds only.
+        id: the same after every resume; W&B identifies the run by it.
+        name: the name that people read.
+        directory: the run's directory; mirrors write nowhere else.
+        group: the setting, shared by runs that differ only in their seeds.
         job_type: `teacher`, `distill` or `baseline`.
-        tags: words to filter by.
-        config: the resolved configuration, nested plain values.
-        resumed: the run continues an earlier attempt.
+        tags: words to filter runs by.
+        config: the resolved configuration as nested plain values.
+        resumed: whether the run continues an earlier attempt.
     """
 
     id: str
@@ -36,26 +36,36 @@ class RunInfo:
 
 
 class Mirror(Protocol):
-    """A mirror of the record: W&B, say."""
+    """The interface of a mirror."""
 
     def __init__(self, options: Mapping[str, Any], run: RunInfo) -> None:
-        """Open it; `options` is the `logger` group."""
+        """Open the mirror of a run.
+
+        Args:
+            options: the `logger` group.
+            run: the run to mirror.
+        """
 
     def log(self, metrics: dict[str, float], epoch: int) -> None:
-        """Take the numbers of a finished epoch: `train/loss`, `train/kd`, `val/accuracy` ..."""
+        """Receive the metrics of a finished epoch: `train/loss`, `train/kd`, `val/accuracy` ..."""
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        """Take the final numbers and close: `exit_code` 0 finished, 1 failed, 130 or 143 interrupted."""
+        """Receive the final numbers and close.
+
+        Args:
+            summary: nested parts of the result; empty if there is no result.
+            exit_code: 0 if the run finished, 1 if it failed, 130 or 143 if it was interrupted.
+        """
 
 
 class Guarded:
-    """A mirror whose first error becomes one warning and switches it off.
+    """A mirror whose first error is logged as one warning and switches the mirror off.
 
     Args:
-        kind: of the mirror, for the warning.
-        mirror: its class.
+        kind: the kind of mirror, for the warning.
+        mirror: the class of the mirror.
         options: the `logger` group.
-        run: what the mirror is told of the run.
+        run: the run to mirror.
     """
 
     def __init__(self, kind: str, mirror: type[Mirror], options: Mapping[str, Any], run: RunInfo) -> None:
@@ -66,23 +76,23 @@ class Guarded:
             self._mirror = mirror(options, run)
 
     @contextmanager
-    def _guard(self, doing: str) -> Iterator[None]:
+    def _guard(self, action: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             if self._on:
-                log.warning("%s mirror is off for this run: %s: %s", self._kind, doing, one_line(error))
+                log.warning("%s mirror is off for this run: %s: %s", self._kind, action, one_line(error))
             self._on = False
 
     def log(self, metrics: dict[str, float], epoch: int) -> None:
-        """Hand on the numbers of an epoch, unless the mirror is off."""
+        """Pass on the metrics of an epoch, unless the mirror is off."""
         if self._mirror and self._on:
             with self._guard("log"):
                 self._mirror.log(metrics, epoch)
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        """Hand on the final numbers and close the mirror, even when it is off."""
-        # also when it is off: a W&B run left open would take in the process's next one
+        """Pass on the final numbers and close the mirror, even if it is off."""
+        # even if it is off: a W&B run left open would receive the numbers of the next run in this process
         mirror, self._mirror = self._mirror, None
         if mirror:
             with self._guard("finish"):
@@ -90,12 +100,15 @@ class Guarded:
 
 
 def one_line(error: Exception) -> str:
-    """Kind and message of an error, without line breaks."""
+    """The type of an error and its whole message, on one line.
+
+    The first line of the message, as `status.json` has it for a failed run, is not enough: no log has the traceback.
+    """
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested numbers by keys such as `test/accuracy`."""
+    """The leaves of a nested mapping with keys such as `test/accuracy`."""
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}/")

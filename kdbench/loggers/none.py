@@ -1,4 +1,4 @@
-"""No mirror: the record of the run is all there is."""
+"""No mirror: the run leaves only its record."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from kdbench.loggers.mirror import RunInfo
 
 
-class Nothing:
-    """Takes everything and does nothing."""
+class NoMirror:
+    """A mirror that ignores everything it receives."""
 
     def __init__(self, options: Mapping[str, Any], run: RunInfo) -> None:
         pass
 
     def log(self, metrics: dict[str, float], epoch: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        """Nothing."""
+        """Do nothing."""

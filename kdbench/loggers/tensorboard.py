@@ -23,8 +23,8 @@ class TensorBoard:
         return SummaryWriter(self._directory, purge_step=purge_step)
 
     def log(self, metrics: dict[str, float], epoch: int) -> None:
-        """Take the numbers of a finished epoch."""
-        # an earlier attempt may have got further than the checkpoint this one continues from
+        """Write the metrics of an epoch."""
+        # purge: an earlier attempt may have logged epochs past the checkpoint that this one resumed from
         self._writer = self._writer or self._open(purge_step=epoch)
         self._epoch = epoch
         for key, value in metrics.items():
@@ -32,7 +32,7 @@ class TensorBoard:
         self._writer.flush()
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        """Take the final numbers and close."""
+        """Write the numbers of the summary and close the files."""
         writer = self._writer or self._open(purge_step=None)
         for key, value in flat(summary):
             if isinstance(value, int | float):

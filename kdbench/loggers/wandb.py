@@ -1,4 +1,4 @@
-"""The W&B mirror: online where a key is configured, else offline into the run's directory."""
+"""The W&B mirror: online if an API key is configured, otherwise offline into the run's directory."""
 
 import logging
 import math
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("kdbench")
 
 _SETTINGS: dict[str, Any] = {
-    # neither an unreachable server nor a slow one may hold up the run: seconds
+    # timeouts in seconds: neither an unreachable server nor a slow one may hold up the run
     "init_timeout": 20.0,
     "finish_timeout": 30.0,
     "finish_timeout_raises": True,
-    # numbers and configuration only: train.log and env.json have the rest
+    # only numbers and the configuration: train.log and env.json have the rest
     "console": "off",
     "save_code": False,
     "disable_code": True,
@@ -32,33 +32,33 @@ _SETTINGS: dict[str, Any] = {
     "x_save_requirements": False,
 }
 
-# what wandb heeds before it knows a run's settings: it would chat, and report on itself even when offline
+# Read by wandb before it has a run's settings: without them it prints messages, and reports its errors even if offline.
 _ENVIRONMENT = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 
 
-def wandb_mode(wanted: str) -> tuple[str, str]:
-    """Mode in which W&B would run, and why. Never prompts and does not use the network.
+def wandb_mode(requested: str) -> tuple[str, str]:
+    """The mode in which W&B would run, and the reason for it. Never prompts and does not use the network.
 
     Args:
-        wanted: `auto`, `online`, `offline` or `disabled`; `auto` follows `WANDB_MODE` if that is set.
+        requested: `auto`, `online`, `offline` or `disabled`; `auto` follows `WANDB_MODE` if that is set.
 
     Returns:
         (`online`, `offline` or `disabled`; the reason).
 
     Raises:
-        wandb.errors.AuthenticationError: a key is set, but it cannot be one.
+        wandb.errors.AuthenticationError: a key is set, but it is malformed.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    reason = f"logger.mode={wanted}"
-    if wanted == "auto" and (preset := os.environ.get("WANDB_MODE")):
-        wanted, reason = preset, "WANDB_MODE"
-    if wanted in ("offline", "disabled"):
-        return wanted, reason
+    reason = f"logger.mode={requested}"
+    if requested == "auto" and (preset := os.environ.get("WANDB_MODE")):
+        requested, reason = preset, "WANDB_MODE"
+    if requested in ("offline", "disabled"):
+        return requested, reason
     return ("online", "a key was found") if _has_key() else ("offline", "no key: `wandb login` stores one")
 
 
-@cache  # wandb.login refuses while a run is open
+@cache  # wandb.login raises while a run is open
 def _has_key() -> bool:
     import wandb
 
@@ -66,10 +66,10 @@ def _has_key() -> bool:
 
 
 class WandB:
-    """A W&B run of our own: same id after a resume, one step an epoch, final numbers in the summary."""
+    """A W&B run with the same id after a resume, one step per epoch, and the final numbers in its summary."""
 
     def __init__(self, options: Mapping[str, Any], run: RunInfo) -> None:
-        # its helper process logs under the home directory, or on the screen where it cannot
+        # wandb's service process writes its log to the home directory, or to the screen if it cannot
         os.environ.setdefault("WANDB_CACHE_DIR", str(run.directory.absolute()))
         mode, reason = wandb_mode(options["mode"])
         level = logging.INFO
@@ -79,10 +79,10 @@ class WandB:
             if mode != "online":
                 raise
             mode, reason, level = "offline", one_line(error), logging.WARNING
-            self._abandon()
+            self._stop_service()
             self._run = self._open(mode, options, run)
-        self._rows = run.directory / "metrics.jsonl"
-        self._whole = False
+        self._metrics = run.directory / "metrics.jsonl"
+        self._caught_up = False
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("*", step_metric="epoch")
         if mode == "online":
@@ -93,7 +93,7 @@ class WandB:
     def _open(self, mode: str, options: Mapping[str, Any], run: RunInfo) -> "Run":
         import wandb
 
-        # the names that start with x_ are private to wandb and may go
+        # settings whose names start with x_ are private to wandb and may disappear
         settings = {name: value for name, value in _SETTINGS.items() if name in wandb.Settings.model_fields}
         return wandb.init(
             id=run.id,
@@ -102,7 +102,7 @@ class WandB:
             entity=options["entity"],
             group=options["group"] or run.group,
             job_type=run.job_type,
-            # W&B refuses longer ones
+            # W&B refuses tags of more than 64 characters
             tags=[tag[:64] for tag in dict.fromkeys([*run.tags, *options["tags"]])],
             config=_without_periods(run.config),
             dir=run.directory,
@@ -113,34 +113,34 @@ class WandB:
         )
 
     @staticmethod
-    def _abandon() -> None:
-        """End wandb's helper process, which after a failed start holds the run's id as in use."""
+    def _stop_service() -> None:
+        """Stop wandb's service process: after a failed start it still treats the run's id as in use."""
         import wandb
 
-        # it passes the helper's exit code on to ours
+        # wandb exits this process with the exit code of the service
         with suppress(SystemExit):
             wandb.teardown()
 
     def log(self, metrics: dict[str, float], epoch: int) -> None:
-        """Take the numbers of a finished epoch."""
+        """Log the metrics of an epoch."""
         self._catch_up(before=epoch)
-        # with the epoch as the step, epochs that a resumed run repeats are not doubled
+        # the epoch is the step, so the epochs that a resumed run repeats are not logged twice
         self._run.log({**metrics, "epoch": epoch}, step=epoch, commit=True)
 
     def _catch_up(self, before: float = math.inf) -> None:
-        """Repeat the epochs of earlier attempts: of one that was killed, W&B's own file holds nothing."""
-        if not self._whole:
-            self._whole = True
-            for row in read_lines(self._rows):
+        """Log the epochs of earlier attempts, once: W&B's own file of an attempt that was killed is empty."""
+        if not self._caught_up:
+            self._caught_up = True
+            for row in read_lines(self._metrics):
                 if row["epoch"] < before:
-                    told = {key: value for key, value in row.items() if key != "stage"}
-                    self._run.log(told, step=row["epoch"], commit=True)
+                    metrics = {key: value for key, value in row.items() if key != "stage"}
+                    self._run.log(metrics, step=row["epoch"], commit=True)
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        """Take the final numbers and close."""
+        """Write the summary and close the run."""
         try:
             self._catch_up()
-            # a list, of classes say, is no column of a table and no point of a plot: result.json has it
+            # W&B can neither tabulate nor plot a list, such as the accuracies of the classes; result.json has them
             self._run.summary.update({key: value for key, value in flat(summary) if not isinstance(value, list)})
         finally:
             self._close(exit_code)
@@ -149,12 +149,12 @@ class WandB:
         try:
             self._run.finish(exit_code=exit_code)
         except TimeoutError as error:
-            where = self._run.settings.sync_dir
-            raise TimeoutError(f"not all was uploaded; to upload the rest: wandb sync {where}") from error
+            directory = self._run.settings.sync_dir
+            raise TimeoutError(f"not everything was uploaded; to upload the rest: wandb sync {directory}") from error
 
 
 def _without_periods(node: Any) -> Any:
-    """The same configuration with no period in a key: W&B takes one for nesting."""
+    """The same configuration without periods in its keys, which W&B would read as nesting."""
     if isinstance(node, Mapping):
         return {str(key).replace(".", "_"): _without_periods(value) for key, value in node.items()}
     return node

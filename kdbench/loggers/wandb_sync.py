@@ -1,4 +1,4 @@
-"""Handing the W&B runs that were recorded offline to `wandb sync`, each once."""
+"""Sending the W&B runs that were recorded offline, each of them once, with `wandb sync`."""
 
 import os
 import subprocess
@@ -8,49 +8,51 @@ from tempfile import TemporaryDirectory
 
 from kdbench.console import console
 from kdbench.errors import UserError
+from kdbench.loggers.wandb import wandb_mode
 from kdbench.records.record import all_records
 
 
 def unsent(directory: Path) -> Path | None:
-    """The newest `.wandb` file below a run's directory, if it was written offline and not uploaded since.
+    """The newest `.wandb` file below a run's directory, if it was written offline and has not been uploaded.
 
-    A run that was continued has one for each attempt; the newest repeats what the others hold.
+    A run that was resumed has one file per attempt; the newest one repeats what the others hold.
     """
-    files = directory.glob("wandb/*run-*/run-*.wandb")  # offline-run-<time of its start>-<id>, or run- where online
+    # the folder is offline-run-<start time>-<id>, or run-<start time>-<id> if the attempt was online
+    files = directory.glob("wandb/*run-*/run-*.wandb")
     newest = max(files, key=lambda file: file.parent.name.removeprefix("offline-"), default=None)
     return newest if newest and newest.parent.name.startswith("offline-") and not sent(newest) else None
 
 
 def sent(file: Path) -> bool:
-    """Whether `wandb sync` has uploaded the file: it leaves a mark, also where it says nothing and ends with 0."""
+    """Whether `wandb sync` has uploaded the file. Only the marker that it leaves tells; its exit code is always 0."""
     return file.with_suffix(".wandb.synced").exists()
 
 
 def sync(outputs: Path, project: str | None, entity: str | None, dry_run: bool) -> int:
-    """Upload what was not, in the order in which it was recorded.
+    """Upload every offline run that has not been uploaded, in the order in which the runs were started.
 
     Args:
         outputs: root of the records.
         project: W&B project instead of the one in the files.
         entity: W&B user or team instead of the one in the files.
-        dry_run: list, and send nothing; needs no key.
+        dry_run: whether to list the runs without sending them; needs no key.
 
     Returns:
-        0, or 1 if something was not sent.
+        0, or 1 if a run could not be sent.
 
     Raises:
-        UserError: there is something to send and no key.
+        UserError: there are runs to send, but W&B has no valid key or cannot be reached.
     """
-    found = [(record, file) for record in all_records(outputs) if (file := unsent(record.directory))]
-    waiting = [(record, file) for record, file in found if not record.locked]
+    candidates = [(record, file) for record in all_records(outputs) if (file := unsent(record.directory))]
+    waiting = [(record, file) for record, file in candidates if not record.locked]
     waiting.sort(key=lambda pair: pair[1].parent.name)
-    aside = sum(unsent(place) is not None for place in outputs.glob("runs/*/previous/*"))
+    replaced = sum(unsent(previous) is not None for previous in outputs.glob("runs/*/previous/*"))
 
     console.print(f"offline W&B runs to send: {len(waiting)}, below {outputs}")
-    if len(waiting) < len(found):
-        console.print(f"under way, left alone until they end: {len(found) - len(waiting)}")
-    if aside:
-        console.print(f"set aside by force=true, left alone: {aside}")
+    if len(waiting) < len(candidates):
+        console.print(f"still running, not sent until they end: {len(candidates) - len(waiting)}")
+    if replaced:
+        console.print(f"replaced by force=true, not sent: {replaced}")
     if dry_run:
         for record, _ in waiting:
             console.print(record.directory.name)
@@ -61,42 +63,42 @@ def sync(outputs: Path, project: str | None, entity: str | None, dry_run: bool) 
     options = [*(("--project", project) if project else ()), *(("--entity", entity) if entity else ())]
     _send([file for _, file in waiting], options)
     for _, file in waiting:
-        # once more and by itself: one file that cannot be read keeps wandb from sending the others
+        # retry alone: one unreadable file keeps wandb from sending the others
         if len(waiting) > 1 and not sent(file):
             _send([file], options)
     failed = [record for record, file in waiting if not sent(file)]
     for record in failed:
-        # of a killed attempt W&B has written little or nothing; the next one repeats it
-        hint = "" if record.state == "finished" else f" ({record.state}; once continued and finished it can be)"
+        # W&B's file of a killed attempt holds little or nothing; the next attempt repeats its epochs
+        hint = "" if record.state == "finished" else f" ({record.state}: resume it, and send it when it has finished)"
         console.print(f"not sent, see wandb's errors above: {record.directory}{hint}")
     console.print(f"{len(waiting) - len(failed)} of {len(waiting)} sent")
     return 1 if failed else 0
 
 
 def _send(files: list[Path], options: list[str]) -> None:
-    """Let wandb upload, several runs at a time. Its exit code is 0 whatever happens."""
+    """Let wandb upload several runs at a time. Its exit code is always 0."""
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SILENT"}
     command = [sys.executable, "-m", "wandb", "sync", *options, *(str(file.parent) for file in files)]
-    with TemporaryDirectory() as logs:  # not into the working directory
+    with TemporaryDirectory() as logs:  # wandb would otherwise write them to the working directory
         subprocess.run(command, env=environment | {"WANDB_DIR": logs})
 
 
 def log_in() -> None:
-    """Make sure that W&B answers and knows the key, whatever `WANDB_MODE` says of runs. `wandb sync` alone would wait.
+    """Make sure that W&B answers and accepts the key, whatever mode `WANDB_MODE` sets for runs.
+
+    Without this check `wandb sync` would wait for a server that does not answer.
 
     Raises:
-        UserError: there is no key, it is refused, or nobody answers within 20 seconds.
+        UserError: there is no key, W&B rejects it, or W&B does not answer within 20 seconds.
     """
     import wandb
 
-    from kdbench.loggers.wandb import wandb_mode
-
-    os.environ.pop("WANDB_MODE", None)  # `offline` would mean here: no key
+    os.environ.pop("WANDB_MODE", None)  # with `offline`, wandb would ignore the key
     try:
-        mode, why = wandb_mode("online")
+        mode, reason = wandb_mode("online")
         if mode == "online":
             wandb.Api(timeout=20)
     except wandb.Error as error:
-        raise UserError(f"W&B cannot be reached, or refuses the key: {' '.join(str(error).split())}") from error
+        raise UserError(f"W&B cannot be reached or rejects the key: {' '.join(str(error).split())}") from error
     if mode != "online":
-        raise UserError(f"W&B has {why}, or set WANDB_API_KEY")
+        raise UserError(f"W&B has {reason}, or set WANDB_API_KEY")

@@ -1,1 +1,1 @@
-"""Distillation methods: one file each, over the contract in base.py."""
+"""Distillation methods: one file each. The contract they follow is in `method.py`."""

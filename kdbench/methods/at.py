@@ -2,13 +2,13 @@
 
     L = CE(z_s, y) + beta * sum_j d(Q_s^j, Q_t^j),   Q = vec(mean_c |F_c|^p) / ||vec(mean_c |F_c|^p)||_2,   p = 2
 
-over stage maps j; of a pair the larger map is average-pooled to the smaller's size.
+summed over stage maps j; of each pair, the larger map is average-pooled to the size of the smaller one.
 
-Two distances d go by this name. `reference`: the mean over batch and pixels of squared differences, as in the
-authors' code, RepDistiller and mdistiller, with beta = 1000; behind all published tables, and the default. A mean over
-pixels weighs small maps more: beta / (H W) is 1, 4 and 16 at 32, 16 and 8 pixels. `paper`: half the norm, not squared,
-of the difference per sample (eq. 2; the formula as quoted by others, the paper's text was not at hand).
-The authors' code can add KD with a weight of its own; here that is `plus=[kd]`.
+Two distances d go by this name. The default, `variant: reference`, is the mean over batch and pixels of the squared
+differences, with beta = 1000, as in the authors' code, RepDistiller and mdistiller; all published tables use it. A mean
+over pixels gives small maps more weight: beta / (H W) is 1, 4 and 16 at 32, 16 and 8 pixels. `variant: paper` is half
+the norm, not squared, of the difference per sample (eq. 2, as quoted by others: the text of the paper was not
+available). The authors' code can add KD with a weight of its own; here that is `plus=[kd]`.
 """
 
 import torch
@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
-from kdbench.methods.feature_maps import Stages, matched, pairs
+from kdbench.methods.feature_maps import StageChoice, matched, pairs
 from kdbench.methods.method import Method
 from kdbench.models.features import Features, Shapes
 
 
 def attention(maps: Tensor, power: float) -> Tensor:
-    """Where a network looks: maps (B,C,H,W) -> (B, H*W), rows of norm 1."""
+    """Attention maps, which show where a network looks: (B,C,H,W) -> (B, H*W), rows of norm 1."""
     return F.normalize(maps.abs().pow(power).mean(1).flatten(1), dim=1)
 
 
@@ -46,17 +46,17 @@ def at_loss(student: Tensor, teacher: Tensor, power: float, variant: str) -> Ten
 
 
 class AT(Method):
-    """Attention maps of the stages."""
+    """The student imitates the teacher's attention maps."""
 
-    def __init__(self, weight: float, power: float, stages: Stages, variant: str) -> None:
+    def __init__(self, weight: float, power: float, stages: StageChoice, variant: str) -> None:
         super().__init__()
-        self.weight, self.power, self.chosen, self.variant = weight, power, stages, variant
+        self.weight, self.power, self.stage_choice, self.variant = weight, power, stages, variant
 
     def prepare(self, student: Shapes, teacher: Shapes) -> None:
-        """Choose the maps."""
-        self.pairs = pairs(self.chosen, student, teacher, "at")
+        """Choose the pairs of maps."""
+        self.pairs = pairs(self.stage_choice, student, teacher, "at")
 
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
-        """`at`: the sum over the pairs of maps."""
-        each = [at_loss(student.stages[i], teacher.stages[j], self.power, self.variant) for i, j in self.pairs]
-        return {"at": self.weight * torch.stack(each).sum()}
+        """`at`, the sum over the pairs of maps."""
+        losses = [at_loss(student.stages[i], teacher.stages[j], self.power, self.variant) for i, j in self.pairs]
+        return {"at": self.weight * torch.stack(losses).sum()}

@@ -1,4 +1,4 @@
-"""Cross-entropy on the labels: a network alone. The baseline of every comparison, and how teachers are trained."""
+"""A network alone, trained by cross-entropy on the labels: the baseline, and how teachers are trained."""
 
 from torch import Tensor
 
@@ -11,5 +11,5 @@ class CE(MethodWithoutTeacher):
     """L = CE(z_s, y)."""
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
-        """Nothing beside the cross-entropy."""
+        """None beside the cross-entropy."""
         return {}

@@ -1,4 +1,4 @@
-"""Which stage maps of student and teacher a feature method compares, and how their sizes are made equal."""
+"""Which stage maps of student and teacher a feature method compares, and how they are brought to the same size."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,55 +9,60 @@ from torch.nn import functional as F
 from kdbench.errors import UserError
 from kdbench.models.features import Shapes
 
-Stages = Sequence[Any] | None
+# The option `stages` of a method, described in `pairs`.
+StageChoice = Sequence[Any] | None
 
 
-def pairs(stages: Stages, student: Shapes, teacher: Shapes, method: str, stem: bool = False) -> list[tuple[int, int]]:
-    """Indices (student, teacher) of the maps that are compared, shallow to deep.
+def pairs(
+    stages: StageChoice, student: Shapes, teacher: Shapes, method: str, stem: bool = False
+) -> list[tuple[int, int]]:
+    """Indices (student, teacher) of the maps that are compared, from shallow to deep.
 
     Args:
-        stages: indices from 0, the stem, negative ones counted from the deepest; one for both networks, or
-            `[student, teacher]`. None: all after the first, aligned at the deepest, as many as both networks have;
-            of a network with one map, that one.
+        stages: a list of entries, each one index for both networks or `[student, teacher]`. Indices count from 0, the
+            stem; negative ones count back from the deepest map. None: all maps after the first that both networks
+            have, aligned at the deepest; of a network with a single map, that one.
         student: shapes of the student's features.
-        teacher: shapes of the teacher's.
-        method: for the messages.
-        stem: whether None includes the first map too.
+        teacher: shapes of the teacher's features.
+        method: its name, for messages.
+        stem: whether None includes the first map, too.
 
     Raises:
-        UserError: a network without maps, or an index that is not there.
+        UserError: a network gives no maps, or has no map of such an index.
     """
-    sizes = len(student.stages), len(teacher.stages)
-    for size, who in zip(sizes, ("student", "teacher"), strict=True):
-        if not size:
-            raise UserError(f"{method} compares stage maps, and the {who} gives none")
+    counts = len(student.stages), len(teacher.stages)
+    for count, role in zip(counts, ("student", "teacher"), strict=True):
+        if not count:
+            raise UserError(f"{method} compares stage maps, and the {role} gives none")
     if stages is None:
-        count = min(sizes) if stem else max(min(sizes) - 1, 1)
-        return [(sizes[0] - i, sizes[1] - i) for i in range(count, 0, -1)]
-    found = []
+        common = min(counts) if stem else max(min(counts) - 1, 1)
+        return [(counts[0] - i, counts[1] - i) for i in range(common, 0, -1)]
+    chosen = []
     for entry in stages:
-        both = entry if isinstance(entry, Sequence) else (entry, entry)
-        if len(both) != 2 or not all(type(i) is int for i in both):
-            raise UserError(f"{method}.stages={list(stages)} is not allowed: an index, or [student, teacher], for each")
-        for i, size, who in zip(both, sizes, ("student", "teacher"), strict=True):
-            if not -size <= i < size:
+        pair = entry if isinstance(entry, Sequence) else (entry, entry)
+        if len(pair) != 2 or not all(type(i) is int for i in pair):
+            raise UserError(
+                f"{method}.stages={list(stages)} is not allowed: each entry must be an index or [student, teacher]"
+            )
+        for i, count, role in zip(pair, counts, ("student", "teacher"), strict=True):
+            if not -count <= i < count:
                 raise UserError(
-                    f"{method}.stages={list(stages)} is not allowed: the {who} has {size} maps, 0 to {size - 1}"
+                    f"{method}.stages={list(stages)} is not allowed: the {role} has {count} maps, 0 to {count - 1}"
                 )
-        found.append((both[0] % sizes[0], both[1] % sizes[1]))
-    if not found:
+        chosen.append((pair[0] % counts[0], pair[1] % counts[1]))
+    if not chosen:
         raise UserError(f"{method}.stages=[] is not allowed: it names no map")
-    return found
+    return chosen
 
 
 def matched(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps (B,C,H,W) at the smaller height and width of both, by adaptive average pooling."""
+    """Two maps (B,C,H,W), average-pooled (adaptively) to the smaller height and width of the two."""
     size = min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3])
     return pooled(first, size), pooled(second, size)
 
 
-def pooled(maps: Tensor, size: tuple[int, int], how: str = "avg") -> Tensor:
-    """Maps (B,C,H,W) at `size`, by adaptive `avg` or `max` pooling; themselves where they have it."""
+def pooled(maps: Tensor, size: tuple[int, int], pooling: str = "avg") -> Tensor:
+    """Maps (B,C,H,W), pooled to `size` by adaptive `avg` or `max` pooling; unchanged if they have it already."""
     if tuple(maps.shape[2:]) == size:
         return maps
-    return F.adaptive_max_pool2d(maps, size) if how == "max" else F.adaptive_avg_pool2d(maps, size)
+    return F.adaptive_max_pool2d(maps, size) if pooling == "max" else F.adaptive_avg_pool2d(maps, size)

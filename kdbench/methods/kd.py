@@ -2,9 +2,10 @@
 
     L = (1 - alpha) CE(z_s, y) + alpha T^2 / B * sum_i KL( softmax(z_t,i / T) || softmax(z_s,i / T) )
 
-The factor T^2 keeps the gradient's size when T changes (section 2 of the paper); it multiplies the soft term only.
-Mean over the batch, sum over classes: the element mean that `reduction="mean"` gives is K times weaker. Defaults
-T = 4, alpha = 0.9 are those of RepDistiller and mdistiller; the paper gives none for CIFAR.
+The factor T^2 keeps the size of the gradient when T changes (section 2 of the paper); it multiplies the soft term
+only. The loss is a mean over the batch and a sum over the classes; torch's `reduction="mean"`, which is a mean over all
+elements, would make it K times weaker. The defaults T = 4 and alpha = 0.9 are those of RepDistiller and mdistiller; the
+paper gives none for CIFAR.
 """
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from kdbench.models.features import Features
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of softened logits.
+    """T^2 KL(teacher || student) of the softened outputs.
 
     Args:
         student: logits (B,K).
@@ -46,7 +47,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
 
 
 class KD(Method):
-    """Soft targets from the teacher's logits."""
+    """Soft targets: the student learns the teacher's softened outputs."""
 
     def __init__(self, temperature: float, alpha: float) -> None:
         super().__init__()
@@ -55,5 +56,5 @@ class KD(Method):
         self.label_weight = 1 - alpha
 
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
-        """`kd`: the soft term."""
+        """`kd`, the soft term."""
         return {"kd": self.alpha * kd_loss(student.logits, teacher.logits, self.temperature)}

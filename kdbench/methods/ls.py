@@ -2,9 +2,9 @@
 
     L = (1 - eps) CE(z_s, y) + eps / (K - 1) * sum_{k != y} - log p_k
 
-`variant: reference` (default) is this form, of the code of Yuan et al. (arXiv 1909.11723), with which teacher-free KD
-is compared there; `paper` spreads eps over all K classes, the label included, as
-`F.cross_entropy(label_smoothing=eps)`.
+This form, `variant: reference`, is the default. It is that of the code of Yuan et al. (arXiv 1909.11723), who compare
+teacher-free KD with it. `variant: paper` spreads eps over all K classes, the label included, as
+`F.cross_entropy(label_smoothing=eps)` does.
 """
 
 from torch import Tensor
@@ -14,32 +14,32 @@ from kdbench.methods.method import MethodWithoutTeacher
 from kdbench.models.features import Features
 
 
-def smoothing_loss(logits: Tensor, labels: Tensor, epsilon: float, others: bool) -> Tensor:
-    """What label smoothing adds to (1 - epsilon) CE.
+def smoothing_loss(logits: Tensor, labels: Tensor, epsilon: float, exclude_label: bool) -> Tensor:
+    """The term that label smoothing adds to (1 - epsilon) CE.
 
     Args:
         logits: (B,K).
         labels: (B,).
         epsilon: in [0, 1).
-        others: spread epsilon over the K - 1 other classes; else over all K.
+        exclude_label: whether epsilon is spread over the K - 1 other classes, or over all K.
 
     Returns:
         Scalar, mean over the batch, in nats.
     """
-    surprise = -logits.log_softmax(1)
-    if others:
-        surprise = surprise.scatter(1, labels[:, None], 0.0)
-    return epsilon * surprise.sum(1).mean() / (logits.shape[1] - others)
+    negative_log_p = -logits.log_softmax(1)
+    if exclude_label:
+        negative_log_p = negative_log_p.scatter(1, labels[:, None], 0.0)
+    return epsilon * negative_log_p.sum(1).mean() / (logits.shape[1] - exclude_label)
 
 
 class LS(MethodWithoutTeacher):
-    """Labels that leave something to the other classes."""
+    """Smoothed labels, which give a share of the probability to the other classes."""
 
     def __init__(self, epsilon: float, variant: str) -> None:
         super().__init__()
-        self.epsilon, self.others = epsilon, variant == "reference"
+        self.epsilon, self.exclude_label = epsilon, variant == "reference"
         self.label_weight = 1 - epsilon
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
-        """`ls`: the part of the other classes."""
-        return {"ls": smoothing_loss(student.logits, batch.labels, self.epsilon, self.others)}
+        """`ls`, the share of the smoothed classes."""
+        return {"ls": smoothing_loss(student.logits, batch.labels, self.epsilon, self.exclude_label)}

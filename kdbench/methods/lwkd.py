@@ -4,18 +4,20 @@ Distillation", 2020 (arXiv 2005.09163).
     L_S = (1 - alpha) CE(z_s, y) + alpha T^2 KL( p_t^T || p_s^T ) + beta L_adv,   L_adv = - log D(p_s^T)
     L_D = - log D(p_t^T) - log(1 - D(p_s^T))
 
-The teacher is a LeNet-5 trained on a synthetic data set with as many classes as the student's; a sample of label y is
-taught by what the teacher says of a synthetic image of class y. That much is in the paper's abstract: synthetic data
-with an adjustable number of classes, a lightweight teacher, soft targets, and a KD loss with an adversarial one. Its
-text and code were not at hand, so the rest is our reading, each part a key: composites of handwritten digits
-(`dataset=synmnist`), a new image for each sample and step, a discriminator of two hidden layers on outputs softened by
-the same T, one step of each player, the student first. T = 5 and alpha = 0.7 are those of other code by the first
-author, whose KL is a mean over classes too (`reduction: mean`); it stands at the field's convention by default.
+The teacher is a LeNet-5 trained on a synthetic data set with as many classes as the student's data; the soft target of
+a sample with label y is the teacher's output for a synthetic image of class y. This much is in the abstract of the
+paper: synthetic data with an adjustable number of classes, a lightweight teacher, soft targets, and a KD loss with an
+adversarial one. Its text and its code were not available, so the rest is our interpretation, with options for most of
+it: composites of handwritten digits (`dataset=synmnist`), a new image for each sample and step, a discriminator with
+two hidden layers on outputs softened by the same T, and one step of each player, the student first. The values T = 5
+and alpha = 0.7 are from other code by the first author, where the KL is also a mean over classes (`reduction: mean`);
+the default here is the usual sum over classes.
 
-`game: minimax` is log(1 - D(p_s)) for the student. `conditional` shows the label to the discriminator, which else sees
-only how outputs are distributed. Class y has nothing in common with the image that teaches it, so what there is to gain
-is regularisation: compare with `tfkd_reg`, `ls`, and another class map (`method.synthetic.map_seed=1`).
-The student never waits for a teacher: its answers to all synthetic images are computed once.
+With `game: minimax` the student minimises log(1 - D(p_s)). With `conditional` the discriminator sees the label, too;
+otherwise it sees only the distribution of the outputs. Class y has nothing in common with the synthetic image whose
+output is its target, so all there is to gain is regularisation: compare with `tfkd_reg`, `ls`, and another class map
+(`method.synthetic.map_seed=1`).
+The teacher adds no forward passes to the training: its outputs for all synthetic images are computed once.
 """
 
 from collections.abc import Mapping
@@ -36,15 +38,15 @@ from kdbench.models.features import Features, Shapes
 from kdbench.models.trained import trained_network
 from kdbench.specs.spec import FinishedRun
 
-_CHUNK = 1000  # synthetic images that the lightweight teacher answers at a time
+_CHUNK = 1000  # synthetic images in one forward pass of the lightweight teacher
 
 
 class Bank(nn.Module):
-    """A teacher's answers, by class.
+    """Outputs of a teacher, sorted by class.
 
     Args:
         logits: (N,K).
-        labels: (N,), every class at least once.
+        labels: (N,), each class at least once.
     """
 
     def __init__(self, logits: Tensor, labels: Tensor) -> None:
@@ -62,18 +64,18 @@ class Bank(nn.Module):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, targets: str, correct_only: bool) -> Self:
-        """A bank of the chosen answers.
+        """A bank of selected outputs.
 
         Args:
             logits: (N,K).
             labels: (N,).
-            targets: `instance` keeps each answer, `class_mean` the mean of each class.
-            correct_only: keep right answers only; of a class without one all.
+            targets: `instance` keeps all outputs, `class_mean` only the mean of each class.
+            correct_only: keep only correct outputs; of a class without any, all.
         """
         if correct_only:
-            right = logits.argmax(1) == labels
-            known = torch.bincount(labels[right], minlength=logits.shape[1]) > 0
-            kept = right | ~known[labels]
+            correct = logits.argmax(1) == labels
+            has_correct = torch.bincount(labels[correct], minlength=logits.shape[1]) > 0
+            kept = correct | ~has_correct[labels]
             logits, labels = logits[kept], labels[kept]
         if targets == "class_mean":
             classes = labels.unique()
@@ -81,28 +83,28 @@ class Bank(nn.Module):
         return cls(logits, labels)
 
     def draw(self, labels: Tensor, index: Tensor, pairing: str) -> Tensor:
-        """An answer (B,K) of the right class for each sample.
+        """An output of the same class for each sample, (B,K).
 
         Args:
             labels: (B,).
             index: (B,), of the samples in the data set.
-            pairing: `resampled` anew, or `fixed` for each index.
+            pairing: `resampled` draws at random, `fixed` always gives the same output for an index.
         """
         counts = self.counts[labels]
         if pairing == "fixed":
-            # Knuth's multiplicative hash, whose high bits spread indices that go round with the labels
-            place = index * 2654435761 % 2**32 * counts // 2**32
+            # Knuth's multiplicative hash: its high bits are spread evenly even if the labels repeat with the index.
+            position = index * 2654435761 % 2**32 * counts // 2**32
         else:
-            place = (torch.rand(labels.shape, dtype=torch.float64, device=labels.device) * counts).long()
-        return self.logits[self.starts[labels] + place]
+            position = (torch.rand(labels.shape, dtype=torch.float64, device=labels.device) * counts).long()
+        return self.logits[self.starts[labels] + position]
 
 
 class Discriminator(nn.Module):
-    """Scores of outputs, high for the teacher's: probabilities (B,K), labels (B,) -> (B,).
+    """Scores outputs, the teacher's high: probabilities (B,K), labels (B,) -> (B,).
 
     Args:
         num_classes: K.
-        conditional: let it see the labels.
+        conditional: whether it sees the labels.
     """
 
     def __init__(self, num_classes: int, conditional: bool) -> None:
@@ -114,25 +116,26 @@ class Discriminator(nn.Module):
         )  # fmt: skip
 
     def forward(self, probabilities: Tensor, labels: Tensor) -> Tensor:
-        """As the class says."""
+        """Scores (B,)."""
+        inputs = probabilities
         if self.conditional:
-            told = torch.zeros_like(probabilities).scatter(1, labels[:, None], 1.0)
-            probabilities = torch.cat([probabilities, told], dim=1)
-        return self.layers(probabilities).squeeze(1)
+            one_hot = torch.zeros_like(probabilities).scatter(1, labels[:, None], 1.0)
+            inputs = torch.cat([probabilities, one_hot], dim=1)
+        return self.layers(inputs).squeeze(1)
 
 
 def generator_loss(fake: Tensor, game: str) -> Tensor:
-    """What the student minimises of the scores (B,) of its outputs: - log D, or log(1 - D) for `minimax`."""
+    """The student's loss from the scores (B,) of its outputs: the mean of - log D, or of log(1 - D) for `minimax`."""
     return -F.softplus(fake).mean() if game == "minimax" else F.softplus(-fake).mean()
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """- log D(real) - log(1 - D(fake)) of scores (B,), means over the batch."""
+    """- log D(real) - log(1 - D(fake)), means over the batch, from the scores (B,)."""
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
 class LWKD(SeveralOptimizers, MethodWithoutTeacher):
-    """Soft targets from a small network that knows digits, and a game against a discriminator."""
+    """Soft targets from a small network trained on digits, and an adversarial game with a discriminator."""
 
     bank: Bank
 
@@ -157,31 +160,31 @@ class LWKD(SeveralOptimizers, MethodWithoutTeacher):
         self.label_weight = 1 - alpha
 
     def prepare(self, student: Shapes) -> None:
-        """Make the discriminator, and a bank of zeros until `receive` brings the real one."""
+        """Create the discriminator, and a bank of zeros until `receive` brings the real one."""
         classes = student.num_classes
         self.bank = Bank(torch.zeros(classes, classes), torch.arange(classes))
         self.discriminator = Discriminator(classes, self.conditional)
 
     def receive(self, finished: Mapping[str, FinishedRun]) -> None:
-        """Fill the bank with what the lightweight teacher says of its training images, not augmented."""
+        """Fill the bank with the lightweight teacher's outputs for its training images, without augmentation."""
         teacher = finished[NAME]
         network = trained_network(teacher.record).eval()
         train, _ = sources.load(teacher.spec.config["dataset"], teacher.spec.sizes)
-        answers = []
+        outputs = []
         with torch.no_grad():
             for start in range(0, len(train.labels), _CHUNK):
                 images = torch.from_numpy(train.images[start : start + _CHUNK].copy()).permute(0, 3, 1, 2)
-                answers.append(network(images.float() / 255).logits)
+                outputs.append(network(images.float() / 255).logits)
         labels = torch.from_numpy(train.labels.copy())
-        self.bank = Bank.of(torch.cat(answers), labels, self.targets, self.correct_only)
+        self.bank = Bank.of(torch.cat(outputs), labels, self.targets, self.correct_only)
 
     def updates(self) -> list[Update]:
-        """The student's, then the discriminator's."""
-        changed = {"optimizer": "adamw", "lr": self.discriminator_lr, "weight_decay": 0.0}
-        game = {**self.stage.recipe, **changed, "schedule": "constant", "warmup_epochs": 0}
+        """The student's update, then the discriminator's."""
+        changes = {"optimizer": "adamw", "lr": self.discriminator_lr, "weight_decay": 0.0}
+        recipe = {**self.stage.recipe, **changes, "schedule": "constant", "warmup_epochs": 0}
         return [
             Update(self.parameters_without(self.discriminator), self.stage.recipe, self.student_losses),
-            Update(self.discriminator.parameters(), game, self.discriminator_losses),
+            Update(self.discriminator.parameters(), recipe, self.discriminator_losses),
         ]
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
@@ -195,13 +198,13 @@ class LWKD(SeveralOptimizers, MethodWithoutTeacher):
         }
 
     def student_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """What the student minimises."""
+        """All losses of the student."""
         return self.named_losses(*self.forward_both(batch.images), batch)
 
     def discriminator_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """`discriminator`: its loss on the outputs that the student has just given."""
+        """`discriminator`, its loss on the outputs of the same batch that the student was updated with."""
         with without_autocast(batch.images):
-            real, fake = (self.discriminator(seen.detach(), batch.labels) for seen in (self.real, self.fake))
-            right = torch.cat([real > 0, fake <= 0]).float().mean()
-            self.watched = {"discriminator_accuracy": right}
+            real, fake = (self.discriminator(p.detach(), batch.labels) for p in (self.real, self.fake))
+            accuracy = torch.cat([real > 0, fake <= 0]).float().mean()
+            self.watched = {"discriminator_accuracy": accuracy}
             return {"discriminator": discriminator_loss(real, fake)}

@@ -1,4 +1,4 @@
-"""The lightweight teacher of LW-KD: the run that trains it on synthetic images. Imports no torch."""
+"""The lightweight teacher of LW-KD: the run that trains it on synthetic images. Does not import torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +13,17 @@ NAME = "lightweight_teacher"
 
 
 def dependencies(cfg: Mapping[str, Any], sizes: Sizes) -> dict[str, FrozenDict]:
-    """The configuration of the run that trains the lightweight teacher, by its name.
+    """The run that an LW-KD run depends on.
 
     Args:
         cfg: the checked configuration of the LW-KD run.
         sizes: of its data.
 
+    Returns:
+        The configuration of the run that trains the lightweight teacher, by its name.
+
     Raises:
-        UserError: more classes than can be synthesised.
+        UserError: the data have too few or too many classes to be synthesised.
     """
     if not 2 <= sizes.num_classes <= 1000:
         raise UserError(

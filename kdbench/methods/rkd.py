@@ -4,13 +4,15 @@
     L_D = mean_ij  h(psi_ij^s, psi_ij^t),     psi_ij = ||e_i - e_j|| / mu
     L_A = mean_ijk h(psi_ijk^s, psi_ijk^t),   psi_ijk = cos angle(e_i - e_j, e_k - e_j)
 
-of embeddings e, the inputs of the classifiers; h is Huber's loss with delta 1, mu the mean of the distances of a batch
-that are not zero, for each network its own. The gradient goes through the student's mu, as in the authors' code.
+where e are the embeddings, the inputs of the classifiers, h is the Huber loss with delta 1, and mu is the mean of the
+non-zero distances in a batch, for each network its own. The gradient flows through the student's mu, too, as in the
+authors' code.
 
-Means run over all B^2 and B^3 entries, those of equal indices (0 against 0) included, as in the authors' code,
-RepDistiller and mdistiller, whose weights 25 and 50 are the defaults. `normalize` divides the embeddings by their norm
-first, as the authors of "Knowledge Distillation Beyond Model Compression" and mmrazor do; they also count the diagonal
-in mu, which is not reproduced. Zero distances (a sample twice) have no direction: their cosines are 0.
+Means are over all B^2 and B^3 entries, including those with equal indices (0 for both networks), as in the authors'
+code, RepDistiller and mdistiller; the default weights of 25 and 50 are those of the latter two. `normalize` first
+divides the embeddings by their norm, as the authors of "Knowledge Distillation Beyond Model Compression" and mmrazor
+do; they also count the diagonal in mu, which is not reproduced here. Differences of length zero (equal samples) have no
+direction: their cosines are 0.
 """
 
 import torch
@@ -23,7 +25,7 @@ from kdbench.models.features import Features
 
 
 def _distances(embedding: Tensor) -> Tensor:
-    # exact, so that equal samples are at distance 0; its gradient there is 0
+    # Computed without a matrix product, so that equal samples are at distance exactly 0, where the gradient is 0.
     return torch.cdist(embedding, embedding, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -40,17 +42,17 @@ def _cosines(embedding: Tensor) -> Tensor:
 
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """L_D of embeddings (B,D) and (B,D'), the teacher's constants; a scalar."""
+    """L_D, a scalar, of embeddings (B,D) and (B,D'), the latter constants."""
     return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
 
 
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """L_A of embeddings (B,D) and (B,D'), the teacher's constants; a scalar. Memory B^2 (B + D + D')."""
+    """L_A, a scalar, of embeddings (B,D) and (B,D'), the latter constants. Memory: B^2 (B + D + D') numbers."""
     return F.smooth_l1_loss(_cosines(student), _cosines(teacher))
 
 
 class RKD(Method):
-    """Distances and angles between the samples of a batch."""
+    """The student keeps the teacher's distances and angles between the samples of a batch."""
 
     per_sample = False
 
@@ -60,9 +62,9 @@ class RKD(Method):
         self.normalize = normalize
 
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
-        """`distance` and `angle`, as far as their weights are not 0."""
+        """`distance` and `angle`, each unless its weight is 0."""
         embeddings = student.embedding, teacher.embedding
         if self.normalize:
             embeddings = F.normalize(student.embedding, dim=1), F.normalize(teacher.embedding, dim=1)
-        kinds = {"distance": distance_loss, "angle": angle_loss}
-        return {name: self.weights[name] * kinds[name](*embeddings) for name in kinds if self.weights[name]}
+        functions = {"distance": distance_loss, "angle": angle_loss}
+        return {name: weight * functions[name](*embeddings) for name, weight in self.weights.items() if weight}

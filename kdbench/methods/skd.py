@@ -3,19 +3,19 @@
 
     L = (1 - alpha) CE(z_s, y) + alpha T^2 KL( softmax(z~ / T) || softmax(z_s / T) ),   z~ = u + g(u),   u = z_t / tau
 
-The teacher's logits are softened, then simplified by attention, and the simplifier g is trained together with the
-student by the unchanged distillation loss, through its target. That much is in the paper's abstract; its text and code
-were not at hand. Our reading, each a key: attention over the samples of a batch (tokens of K logits, `width`, `heads`),
-a residual, an output projection that starts at zero, so that the first step is plain KD (with `softening: 1`), a
-learning rate of a tenth of the student's, and no weight on anything that keeps z~ near z_t (`anchor: 0`, else
-anchor T^2 KL(u || z~)). The tokens are normalised (mean 0, variance 1) before the projections: on bare logits the
-simplifier blew up within an epoch at a learning rate of 0.05.
+The teacher's logits are softened, then simplified by attention. The simplifier g is trained together with the student
+by the same distillation loss, through its target. This much is in the abstract of the paper; its text and its code were
+not available. The rest is our interpretation, with options for most of it: attention over the samples of a batch (each
+sample is a token of K logits; `width`, `heads`) with a residual connection; an output projection that starts at zero,
+so that the first step is plain KD (with `softening: 1`); a tenth of the student's learning rate (`lr`); and nothing
+that keeps z~ near z_t (`anchor: 0`; otherwise anchor T^2 KL(u || z~) is added). The tokens are normalised (mean 0,
+variance 1) before the projections: without that, the simplifier diverged within an epoch at a learning rate of 0.05.
 
-Nothing else in the loss holds z~ to the teacher, so each epoch records how far it has moved: KL from the raw teacher
-and entropy at temperature T, agreement with the teacher's first choice, and its own accuracy on the training labels.
-The attention makes a target depend on the rest of the batch, whatever its size (with several devices: of a device's
-share of it); in evaluation nothing of it is used.
-A logit loss added by `plus` sees the simplified logits too.
+As nothing else in the loss ties z~ to the teacher, each epoch records how far it has moved: the KL from the raw teacher
+and the entropy, both at temperature T, the agreement with the teacher's first choice, and the accuracy of z~ on the
+training labels. Because of the attention, a target depends on the rest of the batch (with several devices, of the
+device's share of it). The simplifier is not used in evaluation.
+A loss on the logits that is added by `plus` uses the simplified logits, too.
 """
 
 from collections.abc import Mapping
@@ -31,13 +31,13 @@ from kdbench.models.features import Features, Shapes
 
 
 class Simplifier(nn.Module):
-    """Attention over a batch: logits (B,K) -> (B,K); softened logits alone until it has learnt something.
+    """Attention over the samples of a batch, logits (B,K) -> (B,K); before training, it only softens the logits.
 
     Args:
         num_classes: K.
-        width: of queries, keys and values, all heads together.
-        heads: of the attention.
-        softening: tau.
+        width: of the queries, keys and values of all heads together.
+        heads: number of attention heads.
+        softening: tau, by which the logits are divided.
     """
 
     def __init__(self, num_classes: int, width: int, heads: int, softening: float) -> None:
@@ -49,16 +49,16 @@ class Simplifier(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, logits: Tensor) -> Tensor:
-        """As the class says."""
-        soft = logits / self.softening
-        token = F.layer_norm(soft, soft.shape[1:])
-        q, k, v = (layer(token).unflatten(1, (self.heads, -1)).transpose(0, 1) for layer in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v)  # (heads, B, width / heads)
-        return soft + self.out(mixed.transpose(0, 1).flatten(1))
+        """Simplified logits (B,K)."""
+        softened = logits / self.softening
+        tokens = F.layer_norm(softened, softened.shape[1:])
+        q, k, v = (layer(tokens).unflatten(1, (self.heads, -1)).transpose(0, 1) for layer in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v)  # (heads, B, width / heads)
+        return softened + self.out(attended.transpose(0, 1).flatten(1))
 
 
 class SKD(KD):
-    """KD whose targets are learnt from the teacher's, together with the student."""
+    """KD with simplified targets; the simplifier is trained together with the student."""
 
     per_sample = False
 
@@ -76,10 +76,10 @@ class SKD(KD):
         self.softening, self.width, self.heads, self.lr, self.anchor = softening, width, heads, lr, anchor
 
     def prepare(self, student: Shapes, teacher: Shapes) -> None:
-        """Make the simplifier.
+        """Create the simplifier.
 
         Raises:
-            UserError: the heads do not share the width evenly.
+            UserError: the width is not divisible by the number of heads.
         """
         width = self.width or student.num_classes
         if width % self.heads:
@@ -89,11 +89,11 @@ class SKD(KD):
         self.simplifier = Simplifier(student.num_classes, width, self.heads, self.softening)
 
     def lr_multipliers(self) -> list[tuple[nn.Module, float]]:
-        """The simplifier."""
+        """That of the simplifier."""
         return [(self.simplifier, self.lr)]
 
     def transform_teacher(self, teacher: Features, batch: Batch) -> Features:
-        """The teacher with simplified logits."""
+        """The teacher's features with simplified logits."""
         self.raw = teacher.logits / self.softening
         simplified = self.simplifier(teacher.logits)
         with torch.no_grad():
@@ -108,17 +108,17 @@ class SKD(KD):
         return teacher._replace(logits=simplified)
 
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
-        """`kd`, and `anchor` where it has a weight."""
+        """`kd`, and `anchor` unless its weight is 0."""
         losses = super().losses(student, teacher, batch)
         if self.anchor:
             losses["anchor"] = self.anchor * kd_loss(teacher.logits, self.raw, self.temperature)
         return losses
 
     def warning(self, watched: Mapping[str, float]) -> str | None:
-        """Warn where the simplified target has left the teacher."""
+        """Warn if the simplified targets have moved away from the teacher."""
         if watched and watched["agreement"] < 0.5:
             return (
-                f"the simplified target agrees with the teacher on {watched['agreement']:.0%} of the images only "
-                f"(entropy {watched['entropy']:.3g} nats): it may have collapsed; method.anchor > 0 holds it"
+                f"the simplified targets agree with the teacher on only {watched['agreement']:.0%} of the images "
+                f"(entropy {watched['entropy']:.3g} nats): they may have collapsed; method.anchor > 0 prevents it"
             )
         return None

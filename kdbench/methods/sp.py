@@ -2,10 +2,10 @@
 
     L = CE(z_s, y) + gamma / B^2 * sum_j ||G_s^j - G_t^j||_F^2,   G = rows of (Q Q^T), each divided by its L2 norm,
 
-with Q (B, C H W) the flattened maps of a batch, so widths and sizes of the two networks may differ. Only rows are
-normalised, never the whole matrix (the other form seen in public code). Defaults of RepDistiller, confirmed there by
-an author of the paper: gamma = 3000, the last stage map alone. Rows have norm 1, so the loss is at most 4 / B: the
-weight in effect falls with the batch size, and it was set for 64.
+where Q (B, C H W) holds the flattened maps of a batch, so the two networks may differ in width and in the size of their
+maps. Only the rows are normalised, never the whole matrix, as some public code does. The defaults are RepDistiller's,
+confirmed there by an author of the paper: gamma = 3000 and the last stage map alone. As the rows have norm 1, the loss
+is at most 4 / B: the effective weight falls with the batch size, and gamma was chosen for batches of 64.
 """
 
 import torch
@@ -13,36 +13,36 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
-from kdbench.methods.feature_maps import Stages, pairs
+from kdbench.methods.feature_maps import StageChoice, pairs
 from kdbench.methods.method import Method
 from kdbench.models.features import Features, Shapes
 
 
 def similarity(maps: Tensor) -> Tensor:
-    """Similarities of the samples of a batch: maps (B,C,H,W) -> (B,B), rows of norm 1."""
+    """Similarities G between the samples of a batch: maps (B,C,H,W) -> (B,B), rows of norm 1."""
     flat = maps.flatten(1)
     return F.normalize(flat @ flat.T, dim=1)
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """||G_s - G_t||_F^2 / B^2 of maps (B,C,H,W) and (B,C',H',W'), the teacher's constants; a scalar."""
+    """||G_s - G_t||_F^2 / B^2, a scalar, of maps (B,C,H,W) and (B,C',H',W'), the latter constants."""
     return (similarity(student) - similarity(teacher)).square().mean()
 
 
 class SP(Method):
-    """Pairwise similarities of the samples in a batch."""
+    """The student keeps the teacher's pairwise similarities between the samples of a batch."""
 
     per_sample = False
 
-    def __init__(self, weight: float, stages: Stages) -> None:
+    def __init__(self, weight: float, stages: StageChoice) -> None:
         super().__init__()
-        self.weight, self.chosen = weight, stages
+        self.weight, self.stage_choice = weight, stages
 
     def prepare(self, student: Shapes, teacher: Shapes) -> None:
-        """Choose the maps."""
-        self.pairs = pairs(self.chosen, student, teacher, "sp")
+        """Choose the pairs of maps."""
+        self.pairs = pairs(self.stage_choice, student, teacher, "sp")
 
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
-        """`sp`: the sum over the pairs of maps."""
-        each = [sp_loss(student.stages[i], teacher.stages[j]) for i, j in self.pairs]
-        return {"sp": self.weight * torch.stack(each).sum()}
+        """`sp`, the sum over the pairs of maps."""
+        losses = [sp_loss(student.stages[i], teacher.stages[j]) for i, j in self.pairs]
+        return {"sp": self.weight * torch.stack(losses).sum()}

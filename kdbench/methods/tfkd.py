@@ -1,20 +1,21 @@
 """Teacher-free KD: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", CVPR 2020
 (arXiv 1909.11723).
 
-`tfkd_self`, the teacher being a network of the student's own kind, trained before it:
+`tfkd_self`, where the teacher is a network of the same architecture as the student, trained before it:
 
     L = (1 - alpha) CE + alpha m T^2 KL( p_t^T || p_s^T ),   KL reduced by a mean over batch *and classes*
 
-`tfkd_reg`, with a virtual teacher v that gives 0.99 to the label and the rest to the other classes evenly:
+`tfkd_reg`, with a virtual teacher v that gives the label a probability of 0.99 and shares the rest evenly among the
+other classes:
 
     L = (1 - alpha) CE + alpha m KL( softmax(v / T) || p_s )
 
-Both as the authors' code computes them, with its values for ResNet18. That code divides by B K, so a K-th of alpha m
-is the weight in the field's convention (`reduction: batchmean`). In `tfkd_reg` it feeds the probabilities v to a
-softmax as if they were logits: at T = 20 and 100 classes the target is 0.0105 on the label and 0.0100 elsewhere, so
-the method is label smoothing with eps = alpha m / K / (1 - alpha + alpha m / K), 0.10 for the defaults and 100
-classes. `target: tempered` is what the paper describes, v^(1/T) normalised; `raw` is v itself. The paper tempers the
-student too (`student_temperature: same`); the code does not on CIFAR-100. No T^2 in `tfkd_reg`.
+Both are computed as in the authors' code, with its values for ResNet18. That code divides by B K, so in the usual
+convention (`reduction: batchmean`) the weight is alpha m / K. In `tfkd_reg` it passes the probabilities v to a softmax
+as if they were logits: with T = 20 and 100 classes the target is 0.0105 for the label and 0.0100 elsewhere, so the
+method is label smoothing with eps = alpha m / K / (1 - alpha + alpha m / K), which is 0.10 for the defaults and 100
+classes. `target: tempered` is what the paper describes, v^(1/T) normalised; `raw` is v itself. The paper softens the
+student's output as well (`student_temperature: same`); the code does not on CIFAR-100. `tfkd_reg` has no factor T^2.
 """
 
 import torch
@@ -27,14 +28,14 @@ from kdbench.models.features import Features
 
 
 def virtual_teacher(labels: Tensor, num_classes: int, correct: float, temperature: float, target: str) -> Tensor:
-    """Probabilities (B,K) of the teacher that is made by hand.
+    """Probabilities (B,K) of the virtual teacher.
 
     Args:
         labels: (B,).
         num_classes: K.
-        correct: probability of the label, before `target`.
+        correct: probability of the label, before `target` is applied.
         temperature: T > 0.
-        target: `softmax` of the probabilities over T, `tempered`, or `raw`.
+        target: `softmax` of the probabilities divided by T, `tempered` or `raw`.
     """
     rest = (1 - correct) / (num_classes - 1)
     probabilities = torch.full((len(labels), num_classes), rest, dtype=torch.get_default_dtype(), device=labels.device)
@@ -64,7 +65,7 @@ def regularisation_loss(logits: Tensor, target: Tensor, temperature: float, redu
 
 
 class TfKDSelf(Method):
-    """Soft targets from a network of the student's own kind."""
+    """Soft targets from a teacher of the student's own architecture."""
 
     def __init__(self, temperature: float, alpha: float, multiplier: float, reduction: str) -> None:
         super().__init__()
@@ -72,13 +73,13 @@ class TfKDSelf(Method):
         self.label_weight = 1 - alpha
 
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
-        """`kd`: the soft term."""
+        """`kd`, the soft term."""
         classes = student.logits.shape[1] if self.reduction == "mean" else 1
         return {"kd": self.weight / classes * kd_loss(student.logits, teacher.logits, self.temperature)}
 
 
 class TfKDReg(MethodWithoutTeacher):
-    """Soft targets made by hand."""
+    """Soft targets from a virtual teacher."""
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class TfKDReg(MethodWithoutTeacher):
         self.label_weight = 1 - alpha
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
-        """`tfkd_reg`: the soft term."""
+        """`tfkd_reg`, the soft term."""
         logits = student.logits
         target = virtual_teacher(batch.labels, logits.shape[1], self.correct, self.temperature, self.target)
         loss = regularisation_loss(logits, target.to(logits), self.student_temperature, self.reduction)

@@ -1,1 +1,1 @@
-"""Networks: the field's CIFAR models and every timm model behind one Features contract."""
+"""Networks: the CIFAR models of the distillation literature and all timm models, behind one interface (`Features`)."""

@@ -1,4 +1,4 @@
-"""What the CIFAR networks share: the way through stem, stages, pooling and classifier."""
+"""What the CIFAR networks share: the forward pass through stem, stages, pooling and classifier."""
 
 from collections.abc import Sequence
 
@@ -6,22 +6,22 @@ from torch import Tensor, nn
 
 
 class StagedNetwork(nn.Module):
-    """A stem, some stages, a pooling and a linear classifier, with the methods of a timm model.
+    """A stem, several stages, pooling and a linear classifier, with the interface of a timm model.
 
-    A family gives `stem`, the modules named in `stage_names` and, where it has them, `final` (what stands
-    between the last stage and the pooling), another `embed` and `init_classifier`. Its `__init__` builds
-    the modules and then calls `reset_classifier`. Module names are those of RepDistiller, so that the
-    teachers published there load, unless the family says otherwise.
+    A subclass defines `stem`, the modules listed in `stage_names` and, where it needs them, `final` (the layers between
+    the last stage and the pooling), `embed` and `init_classifier`. Its `__init__` builds the modules and then calls
+    `reset_classifier`. Module names are those of RepDistiller unless the subclass says otherwise, so that the teachers
+    published there can be loaded.
 
     Attributes:
-        num_classes: width of the logits.
-        num_features: width of the embedding, the input of the classifier.
-        feature_info: for the stem and each stage `num_chs`, `reduction` (pixels of the image per pixel of
-            the map) and `module` (its name), as timm's.
-        stage_names: the modules of the stages.
-        stem_names: the modules of the stem; empty where a family does not say, and cannot become a branch.
-        final_norm: the module that normalises between the last stage and the pooling, where there is one.
-        classifier_name: the linear layer.
+        num_classes: number of logits.
+        num_features: size of the embedding, the input of the classifier.
+        feature_info: of the stem and of each stage, as in timm: `num_chs`, `reduction` (image pixels per pixel of the
+            feature map, along one side) and `module` (its name).
+        stage_names: names of the stages' modules.
+        stem_names: names of the stem's modules; a family that leaves them empty cannot become a branch.
+        final_norm: name of the normalisation layer between the last stage and the pooling, if there is one.
+        classifier_name: name of the linear classifier.
     """
 
     stage_names: tuple[str, ...] = ("layer1", "layer2", "layer3")
@@ -30,7 +30,7 @@ class StagedNetwork(nn.Module):
     classifier_name = "fc"
 
     def __init__(self, num_classes: int, num_features: int, maps: Sequence[tuple[int, int]]):
-        """`maps`: (channels, reduction) of the stem and of each stage."""
+        """Store the sizes; `maps` has (channels, reduction) of the stem's feature map and of each stage's."""
         super().__init__()
         self.num_classes = num_classes
         self.num_features = num_features
@@ -40,26 +40,26 @@ class StagedNetwork(nn.Module):
         ]
 
     def stem(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> the first map."""
+        """The first feature map of images (B, C, H, W)."""
         raise NotImplementedError
 
     def final(self, x: Tensor) -> Tensor:
-        """The last stage's map -> the map that is pooled."""
+        """The feature map that is pooled, from that of the last stage."""
         return x
 
     def embed(self, x: Tensor) -> Tensor:
-        """The final map (B, C', H', W') -> the embedding (B, num_features): the mean over the pixels."""
+        """The embedding (B, num_features) of the final map (B, C', H', W'): the mean over its pixels."""
         return x.mean((2, 3))
 
     def init_classifier(self, linear: nn.Linear) -> None:
-        """The family's initialisation of the classifier; PyTorch's own unless overridden."""
+        """Initialise the classifier; PyTorch's default unless overridden."""
 
     def get_classifier(self) -> nn.Module:
-        """The linear layer from embedding to logits."""
+        """The linear layer that maps the embedding to logits."""
         return getattr(self, self.classifier_name)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A fresh classifier for so many classes; with 0 an identity, so that the net gives embeddings."""
+        """Replace the classifier by a new one; 0 classes give the identity, so that the network returns embeddings."""
         self.num_classes = num_classes
         if num_classes:
             device = next(self.parameters()).device
@@ -78,72 +78,72 @@ class StagedNetwork(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
-        """The final map and the maps of stem and stages, in one pass.
+        """The final feature map and those of stem and stages, in one pass.
 
         Args:
             x: images (B, C, H, W).
-            indices: which maps, 0 being the stem; the last so many for an int, all for None.
-            norm: timm's; these networks have no norm to add to a map.
-            stop_early: with `intermediates_only`, leave out the stages after the last wanted map.
-            output_fmt: only "NCHW".
-            intermediates_only: return the list of maps alone.
+            indices: which maps to return, 0 being the stem's; an int n stands for the last n maps, None for all.
+            norm: accepted for compatibility with timm and ignored.
+            stop_early: with `intermediates_only`, skip the stages after the last requested map.
+            output_fmt: must be "NCHW".
+            intermediates_only: return only the list of maps.
 
         Returns:
-            (final map, as `forward_head` takes it; list of maps (B, C_i, H_i, W_i)), or the list.
+            (final map, the input of `forward_head`; list of maps (B, C_i, H_i, W_i)), or only the list.
 
         Raises:
-            ValueError: another `output_fmt`, or an index that is not there.
+            ValueError: `output_fmt` is not "NCHW", or an index is out of range.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}: these networks give 'NCHW' only")
-        wanted = _wanted(indices, len(self.feature_info))
+            raise ValueError(f"output_fmt={output_fmt!r} is not supported: these networks return 'NCHW' only")
+        requested = _resolved_indices(indices, len(self.feature_info))
         x = self.stem(x)
-        maps = [x] if 0 in wanted else []
+        maps = [x] if 0 in requested else []
         for i, name in enumerate(self.stage_names, start=1):
-            if intermediates_only and stop_early and i > max(wanted):
+            if intermediates_only and stop_early and i > max(requested):
                 break
             x = getattr(self, name)(x)
-            if i in wanted:
+            if i in requested:
                 maps.append(x)
         return maps if intermediates_only else (self.final(x), maps)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> the final map (B, C', H', W')."""
+        """The final map (B, C', H', W') of images (B, C, H, W)."""
         x = self.stem(x)
         for name in self.stage_names:
             x = getattr(self, name)(x)
         return self.final(x)
 
     def become_branch(self) -> None:
-        """Forget all that comes before the last stage; only `forward_branch` works afterwards."""
+        """Delete everything before the last stage; afterwards only `forward_branch` works."""
         for name in (*self.stem_names, *self.stage_names[:-1]):
             delattr(self, name)
 
     def forward_branch(self, x: Tensor) -> Tensor:
-        """The map before the last stage -> logits (B, num_classes)."""
+        """Logits (B, num_classes), from the feature map before the last stage."""
         return self.forward_head(self.final(getattr(self, self.stage_names[-1])(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The final map -> logits (B, num_classes), or the embedding (B, num_features) with `pre_logits`."""
+        """Logits (B, num_classes) from the final map; with `pre_logits`, the embedding (B, num_features)."""
         x = self.embed(x)
         return x if pre_logits else self.get_classifier()(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, num_classes)."""
+        """Logits (B, num_classes) of images (B, C, H, W)."""
         return self.forward_head(self.forward_features(x))
 
 
-def _wanted(indices: int | Sequence[int] | None, count: int) -> list[int]:
+def _resolved_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
     if indices is None:
         return list(range(count))
     chosen = range(-indices, 0) if isinstance(indices, int) else indices
     if not all(-count <= i < count for i in chosen):
-        raise ValueError(f"indices={indices}: there are {count} maps")
+        raise ValueError(f"indices={indices}: out of range, the network has {count} feature maps")
     return [i % count for i in chosen]
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """He's normal initialisation by fan-out (k * k * output channels) for every convolution; biases 0."""
+    """Initialise all convolutions by He's normal scheme in fan-out mode (k * k * output channels), with biases 0."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""From a name to a network: our CIFAR networks and all of timm's."""
+"""Building a network by name: one of the CIFAR networks or any timm model."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -23,33 +23,33 @@ def build(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Network:
-    """A fresh network, probed: its `shapes` are those for the images it is built for.
+    """A new network, with `shapes` and `origin` set.
 
     Args:
-        name: of the catalogue, or of `timm.list_models()`.
+        name: a name in `kdbench.config.networks.NETWORKS` or in `timm.list_models()`.
         source: "cifar" or "timm".
-        num_classes: width of the logits.
-        in_chans: channels of the images.
+        num_classes: number of logits.
+        in_chans: number of image channels.
         image_size: height and width of the images, in pixels.
-        mean: of the images in [0, 1], by channel.
-        std: of the images in [0, 1], by channel.
+        mean: mean of each channel of the images in [0, 1].
+        std: standard deviation of each channel of the images in [0, 1].
 
     Raises:
-        UserError: an unknown name or source, or a network that does not take such images.
+        UserError: the name or the source is unknown, or the network does not work with such images.
     """
     if len(mean) != in_chans or len(std) != in_chans:
-        raise UserError(f"mean={list(mean)}, std={list(std)}: need one each for {in_chans} channels")
+        raise UserError(f"mean={list(mean)}, std={list(std)}: both need one value per channel, in_chans={in_chans}")
     _check_known(name, source)
     name_in_timm = f"cifar_{name}" if source == "cifar" else name
     cfg = timm.get_pretrained_cfg(name_in_timm)
-    img_size = image_size if cfg and cfg.fixed_input_size else None  # timm takes None for "not given"
+    img_size = image_size if cfg and cfg.fixed_input_size else None  # for timm, None means "not given"
     try:
         net = timm.create_model(name_in_timm, num_classes=num_classes, in_chans=in_chans, img_size=img_size)
         network = Network(net, mean, std)
         network.shapes = probe(network, in_chans, image_size)
         sizes = {"num_classes": num_classes, "in_chans": in_chans, "image_size": image_size, "mean": mean, "std": std}
         network.origin = Origin(name, source, sizes)
-    except Exception as error:  # whatever a network of timm raises at a size it was not made for
+    except Exception as error:  # timm models raise all kinds of errors at sizes they are not designed for
         reason = str(error).partition("\n")[0] or type(error).__name__
         images = f"{in_chans}x{image_size}x{image_size} images"
         raise UserError(f"{source} network {name} does not work with {images}: {reason}") from error
@@ -58,7 +58,7 @@ def build(
 
 def _check_known(name: str, source: str) -> None:
     if source not in SOURCES:
-        raise UserError(f"source={source}: allowed are {', '.join(SOURCES)}")
+        raise UserError(f"source={source} is not allowed: must be one of {', '.join(SOURCES)}")
     if name in NETWORKS if source == "cifar" else timm.is_model(name):
         return
     names = list(NETWORKS) if source == "cifar" else timm.list_models()
@@ -67,5 +67,5 @@ def _check_known(name: str, source: str) -> None:
     if near:
         message += f"; nearest: {', '.join(near)}"
     if source == "cifar" and timm.is_model(name):
-        message += "; timm has one of this name (source timm)"
+        message += "; timm has a network of this name (source=timm)"
     raise UserError(message)

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and operations for one image."""
+"""The cost of a network: its parameters, and the operations it performs for one image."""
 
 import torch
 from torch import nn
@@ -9,19 +9,19 @@ from kdbench.models.features import evaluating
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of parameters, trained or not; shared ones once."""
+    """Number of parameters, trainable or not; shared ones are counted once."""
     return sum(p.numel() for p in module.parameters())
 
 
 def flops(network: nn.Module, in_chans: int, image_size: int) -> int:
-    """Floating-point operations of one image in eval mode, 2 for each multiply-accumulate; nothing is computed.
+    """Floating-point operations for one image in eval mode, two per multiply-accumulate.
 
-    Counted are convolutions, matrix products and attention, as `torch.utils.flop_counter` does; not normalisations,
-    activations and pooling.
+    Counts convolutions, matrix products and attention, as `torch.utils.flop_counter` does, but not normalisation,
+    activations or pooling. Runs on the meta device, so nothing is computed.
 
     Args:
-        network: takes images (1, C, H, W).
-        in_chans: channels of the images.
+        network: maps images (1, C, H, W) to anything.
+        in_chans: number of image channels.
         image_size: height and width of the images, in pixels.
     """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}

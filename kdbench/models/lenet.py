@@ -1,16 +1,16 @@
 """LeNet-5.
 
-LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proceedings of the IEEE 1998. With
-ReLU and max-pooling in place of tanh and trained averages, and full connections between the convolutions:
-61,706 parameters for one channel and ten classes. The paper centres its digits of 28 pixels in a field of
-32; so are all images of less than 32 pixels here. Maps of larger images are averaged to the 5x5 that the
-linear layers take.
+LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proceedings of the IEEE 1998. With ReLU and
+max-pooling in place of tanh and trainable subsampling, and with all channels of the two convolutions connected: 61,706
+parameters for one channel and ten classes. The paper centres its digits of 28 pixels in a field of 32; here, all images
+smaller than 32 pixels are centred in this way. Feature maps of larger images are averaged to the 5x5 pixels that the
+linear layers expect.
 
-Maps are taken after the ReLU. Initialisation: PyTorch's own.
+Feature maps are taken after the ReLU. Initialisation: PyTorch's defaults.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdbench.models._base import StagedNetwork
 
@@ -18,11 +18,11 @@ FIELD = 32
 
 
 class LeNet5(StagedNetwork):
-    """LeNet-5; the embedding is the last hidden layer, 84 wide.
+    """LeNet-5; the embedding is the last hidden layer, of 84 units.
 
     Args:
-        num_classes: width of the logits.
-        in_chans: channels of the images.
+        num_classes: number of logits.
+        in_chans: number of image channels.
     """
 
     stage_names = ("conv2",)
@@ -38,7 +38,7 @@ class LeNet5(StagedNetwork):
         self.reset_classifier(num_classes)
 
     def stem(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) -> (B, 6, H-4, W-4), H and W being 32 at least."""
+        """(B, in_chans, H, W) -> (B, 6, H-4, W-4), with H and W padded to at least 32."""
         height, width = (max(FIELD - size, 0) for size in x.shape[-2:])
         if height or width:
             x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))

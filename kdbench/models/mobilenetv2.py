@@ -1,12 +1,12 @@
 """MobileNetV2 of half width for images of 32 pixels.
 
-Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, arXiv 1801.04381. As
-RepDistiller's mobile_half: the first stage has stride 1 where the paper has 2, ReLU stands for ReLU6, the
-head keeps its 1280 channels. Its seven groups of blocks make four stages, the taps of that code; the module
-names are ours.
+Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, arXiv 1801.04381. Like
+RepDistiller's mobile_half: stage 1 has stride 1 where the paper has 2, ReLU replaces ReLU6, and the head keeps its 1280
+channels. The seven groups of blocks form four stages, which end where RepDistiller takes its feature maps; the module
+names differ from RepDistiller's.
 
-Maps are those after the stem's ReLU and the linear outputs of the stages. Initialisation: convolutions He
-normal by fan-out, BN 1 and 0, classifier normal with standard deviation 0.01 and bias 0.
+Feature maps are the stem's after its ReLU and the linear outputs of the stages. Initialisation: convolutions He normal
+with fan-out, BN weight 1 and bias 0, classifier normal with standard deviation 0.01 and bias 0.
 """
 
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ STEM, HEAD, EXPANSION = 16, 1280, 6
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to `expansion` times the width, 3x3 depthwise, 1x1 back without activation.
+    """1x1 convolution to `expansion` times the width, 3x3 depthwise, 1x1 back without activation.
 
-    (B, in_width, H, W) -> (B, width, H/stride, W/stride); added to the input where the shapes agree.
+    (B, in_width, H, W) -> (B, width, H/stride, W/stride); the input is added where the shapes agree.
     """
 
     def __init__(self, in_width: int, width: int, stride: int, expansion: int):
@@ -38,7 +38,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_width == width
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input itself is never written."""
+        """The input is not modified in place."""
         out = self.conv(x)
         if self.residual:
             out += x
@@ -49,8 +49,8 @@ class MobileNetV2(StagedNetwork):
     """MobileNetV2 x 0.5, expansion 6.
 
     Args:
-        num_classes: width of the logits.
-        in_chans: channels of the images.
+        num_classes: number of logits.
+        in_chans: number of image channels.
     """
 
     stage_names = ("stage1", "stage2", "stage3", "stage4")
@@ -73,11 +73,11 @@ class MobileNetV2(StagedNetwork):
         return self.conv1(x)
 
     def final(self, x: Tensor) -> Tensor:
-        """1x1 convolution to 1280 channels, BN, ReLU."""
+        """1x1 convolution to 1280 channels, BN and ReLU."""
         return self.conv2(x)
 
     def init_classifier(self, linear: nn.Linear) -> None:
-        """Normal with standard deviation 0.01, bias 0."""
+        """Weights normal with standard deviation 0.01, bias 0."""
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
 

@@ -1,4 +1,4 @@
-"""The makers of the CIFAR networks, registered with timm as `cifar_<name>` when this module is imported."""
+"""Constructors of the CIFAR networks; importing this module registers them with timm as `cifar_<name>`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ from kdbench.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from kdbench.models.vgg import VGG
 from kdbench.models.wrn import WideResNet
 
-MAKERS: dict[str, Callable[..., nn.Module]] = {
+CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(ResNet, depth) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": partial(ResNet, depth, 32, 64) for depth in (8, 32)},
     **{
@@ -30,7 +30,7 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def _register(name: str, make: Callable[..., nn.Module]) -> None:
+def _register(name: str, construct: Callable[..., nn.Module]) -> None:
     def entrypoint(
         pretrained: bool = False,
         pretrained_cfg: object = None,
@@ -39,12 +39,12 @@ def _register(name: str, make: Callable[..., nn.Module]) -> None:
         **kwargs: int,
     ) -> nn.Module:
         if pretrained:
-            raise ValueError(f"cifar_{name} has no published weights: train it, or load a state dict")
-        return make(**kwargs)
+            raise ValueError(f"cifar_{name} has no pretrained weights: train it, or load a state dict")
+        return construct(**kwargs)
 
-    entrypoint.__name__ = f"cifar_{name}"  # the name timm registers
+    entrypoint.__name__ = f"cifar_{name}"  # timm registers the function under this name
     register_model(entrypoint)
 
 
-for _name, _make in MAKERS.items():
-    _register(_name, _make)
+for _name, _construct in CONSTRUCTORS.items():
+    _register(_name, _construct)

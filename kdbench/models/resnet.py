@@ -1,22 +1,21 @@
-"""The thin residual networks of CIFAR: resnet8 ... resnet110, and the x4 widths.
+"""The thin residual networks for CIFAR, resnet8 ... resnet110, and the wider resnet8x4 and resnet32x4.
 
-He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385, section 4.2. As in
-RepDistiller: where a block changes the width or the resolution its shortcut is a 1x1 convolution with BN
-(option B; the paper's CIFAR nets pad with zeros, option A); resnet8x4 and resnet32x4 have a stem of 32 and
-stages of 64/128/256.
+He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385, section 4.2. As in RepDistiller,
+the shortcut of a block that changes the width or the resolution is a 1x1 convolution with BN (option B; the paper's
+CIFAR networks pad with zeros, option A), and the x4 networks have a stem of 32 channels and stages of 64/128/256.
 
-Maps are taken after the ReLU. Initialisation: convolutions He normal by fan-out, BN 1 and 0, classifier
-PyTorch's.
+Feature maps are taken after the ReLU. Initialisation: convolutions He normal with fan-out, BN weight 1 and bias 0,
+classifier PyTorch's default.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdbench.models._base import StagedNetwork, init_convolutions
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut: (B, in_width, H, W) -> (B, width, H/stride, W/stride)."""
+    """Two 3x3 convolutions and a shortcut: (B, in_width, H, W) -> (B, width, H/stride, W/stride)."""
 
     def __init__(self, in_width: int, width: int, stride: int):
         super().__init__()
@@ -27,7 +26,7 @@ class BasicBlock(nn.Module):
         self.downsample = projection(in_width, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch is a fresh tensor, so adding and rectifying in place leaves x and every tap alone."""
+        """In-place operations only touch the residual branch, a new tensor, and never `x` or a feature map."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         out += x if self.downsample is None else self.downsample(x)
@@ -39,20 +38,20 @@ class ResNet(StagedNetwork):
 
     Args:
         depth: 6n+2.
-        stem_width: channels of the stem.
-        width: channels of the first stage; the next two have twice and four times as many.
-        num_classes: width of the logits.
-        in_chans: channels of the images.
+        stem_width: number of channels of the stem.
+        width: number of channels of the first stage; the next two have twice and four times as many.
+        num_classes: number of logits.
+        in_chans: number of image channels.
 
     Raises:
-        ValueError: a depth that is not 6n+2.
+        ValueError: the depth is not 6n+2.
     """
 
     stem_names = ("conv1", "bn1")
 
     def __init__(self, depth: int, stem_width: int = 16, width: int = 16, num_classes: int = 100, in_chans: int = 3):
-        blocks, rest = divmod(depth - 2, 6)
-        if blocks < 1 or rest:
+        blocks, remainder = divmod(depth - 2, 6)
+        if blocks < 1 or remainder:
             raise ValueError(f"depth={depth}: a CIFAR ResNet has 6n+2 layers (8, 14, 20, ...)")
         super().__init__(num_classes, 4 * width, [(stem_width, 1), (width, 1), (2 * width, 2), (4 * width, 4)])
         self.conv1 = nn.Conv2d(in_chans, stem_width, 3, padding=1, bias=False)
@@ -69,7 +68,7 @@ class ResNet(StagedNetwork):
 
 
 def projection(in_width: int, width: int, stride: int) -> nn.Sequential | None:
-    """The shortcut of a block that changes the shape of its input; None where it changes nothing."""
+    """The shortcut of a block that changes the shape of its input; None for a block that does not."""
     if stride == 1 and in_width == width:
         return None
     return nn.Sequential(nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width))

@@ -1,22 +1,21 @@
 """ResNet-50 for images of 32 pixels.
 
-He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385. As RepDistiller's
-ResNet50: the ImageNet network with a 3x3 stem of stride 1 and no max-pooling, the stride in the 3x3
-convolution.
+He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv 1512.03385. Like RepDistiller's ResNet50: the
+ImageNet network, but with a 3x3 stem of stride 1, without max-pooling and with the stride in the 3x3 convolution.
 
-Maps are taken after the ReLU. Initialisation: convolutions He normal by fan-out, BN 1 and 0, classifier
-PyTorch's.
+Feature maps are taken after the ReLU. Initialisation: convolutions He normal with fan-out, BN weight 1 and bias 0,
+classifier PyTorch's default.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdbench.models._base import StagedNetwork, init_convolutions
 from kdbench.models.resnet import projection
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 around a shortcut: (B, in_width, H, W) -> (B, 4 width, H/stride, W/stride)."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut: (B, in_width, H, W) -> (B, 4 width, H/stride, W/stride)."""
 
     def __init__(self, in_width: int, width: int, stride: int):
         super().__init__()
@@ -29,7 +28,7 @@ class Bottleneck(nn.Module):
         self.shortcut = projection(in_width, 4 * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch is a fresh tensor, so adding and rectifying in place leaves x and every tap alone."""
+        """In-place operations only touch the residual branch, a new tensor, and never `x` or a feature map."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
@@ -38,11 +37,11 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(StagedNetwork):
-    """Four stages of 3, 4, 6 and 3 bottlenecks.
+    """ResNet of four stages with 3, 4, 6 and 3 bottlenecks.
 
     Args:
-        num_classes: width of the logits.
-        in_chans: channels of the images.
+        num_classes: number of logits.
+        in_chans: number of image channels.
     """
 
     stage_names = ("layer1", "layer2", "layer3", "layer4")

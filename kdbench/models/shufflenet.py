@@ -1,17 +1,16 @@
 """ShuffleNet V1 and V2 for images of 32 pixels.
 
-V1: Zhang et al., ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices, CVPR
-2018, arXiv 1707.01083. V2: Ma et al., ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture
-Design, ECCV 2018, arXiv 1807.11164. As RepDistiller's ShuffleV1 and ShuffleV2: the stem is a 1x1
-convolution to 24 channels without pooling. V1 has 3 groups and rectifies after the depthwise convolution,
-which the paper does not. V2 has one plain block a stage more than the paper.
+V1: Zhang et al., ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices, CVPR 2018, arXiv
+1707.01083. V2: Ma et al., ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design, ECCV 2018, arXiv
+1807.11164. Like RepDistiller's ShuffleV1 and ShuffleV2: the stem is a 1x1 convolution to 24 channels without pooling.
+V1 has 3 groups and, unlike the paper, a ReLU after the depthwise convolution.
 
-Maps are taken after the ReLU, V2's after the shuffle. Initialisation: PyTorch's own.
+Feature maps are taken after the ReLU, those of V2 after the shuffle. Initialisation: PyTorch's defaults.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdbench.models._base import StagedNetwork
 
@@ -31,27 +30,27 @@ class _ShuffleNet(StagedNetwork):
 
 
 class GroupedBlock(nn.Module):
-    """V1: grouped 1x1, shuffle, 3x3 depthwise, grouped 1x1.
+    """V1: grouped 1x1 convolution, shuffle, 3x3 depthwise, grouped 1x1.
 
-    (B, in_width, H, W) -> (B, width, H/stride, W/stride). With stride 2 the pooled input is concatenated,
-    not added, and counts towards `width`.
+    (B, in_width, H, W) -> (B, width, H/stride, W/stride). With stride 2 the pooled input is concatenated instead of
+    added, and its channels are part of `width`.
     """
 
     def __init__(self, in_width: int, width: int, stride: int, groups: int):
         super().__init__()
-        made = width - in_width if stride == 2 else width
-        inner = made // 4
+        out_width = width - in_width if stride == 2 else width
+        inner = out_width // 4
         self.stride = stride
         self.groups = 1 if in_width == STEM else groups
         self.conv1 = nn.Conv2d(in_width, inner, 1, groups=self.groups, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
         self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, groups=inner, bias=False)
         self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, made, 1, groups=groups, bias=False)
-        self.bn3 = nn.BatchNorm2d(made)
+        self.conv3 = nn.Conv2d(inner, out_width, 1, groups=groups, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input itself is never written."""
+        """The input is not modified in place."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = _shuffle(out, self.groups)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
@@ -67,8 +66,8 @@ class ShuffleNetV1(_ShuffleNet):
     """ShuffleNet V1, 3 groups.
 
     Args:
-        num_classes: width of the logits.
-        in_chans: channels of the images.
+        num_classes: number of logits.
+        in_chans: number of image channels.
     """
 
     def __init__(self, num_classes: int = 100, in_chans: int = 3):
@@ -85,9 +84,9 @@ def _stage_v1(in_width: int, width: int, blocks: int) -> nn.Sequential:
 
 
 class SplitBlock(nn.Module):
-    """V2: half of the channels passes, the other half goes through 1x1, 3x3 depthwise, 1x1.
+    """V2: half of the channels pass unchanged, the others go through 1x1, 3x3 depthwise and 1x1 convolutions.
 
-    (B, width, H, W) -> the same.
+    (B, width, H, W) -> (B, width, H, W).
     """
 
     def __init__(self, width: int):
@@ -101,16 +100,16 @@ class SplitBlock(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input itself is never written."""
-        passed, out = x.chunk(2, dim=1)
+        """The input is not modified in place."""
+        unchanged, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)), inplace=True)
         out = self.bn2(self.conv2(out))
         out = F.relu(self.bn3(self.conv3(out)), inplace=True)
-        return _interleave(passed, out)
+        return _interleave(unchanged, out)
 
 
 class DownBlock(nn.Module):
-    """V2: two branches of stride 2, each of half the width; (B, in_width, H, W) -> (B, width, H/2, W/2)."""
+    """V2: two branches of stride 2 and half the width: (B, in_width, H, W) -> (B, width, H/2, W/2)."""
 
     def __init__(self, in_width: int, width: int):
         super().__init__()
@@ -127,7 +126,7 @@ class DownBlock(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input itself is never written."""
+        """The input is not modified in place."""
         left = self.bn1(self.conv1(x))
         left = F.relu(self.bn2(self.conv2(left)), inplace=True)
         right = F.relu(self.bn3(self.conv3(x)), inplace=True)
@@ -140,8 +139,8 @@ class ShuffleNetV2(_ShuffleNet):
     """ShuffleNet V2 of width 1.
 
     Args:
-        num_classes: width of the logits.
-        in_chans: channels of the images.
+        num_classes: number of logits.
+        in_chans: number of image channels.
     """
 
     def __init__(self, num_classes: int = 100, in_chans: int = 3):
@@ -154,15 +153,15 @@ class ShuffleNetV2(_ShuffleNet):
         self.reset_classifier(num_classes)
 
     def final(self, x: Tensor) -> Tensor:
-        """1x1 convolution to 1024 channels, BN, ReLU."""
+        """1x1 convolution to 1024 channels, BN and ReLU."""
         return F.relu(self.bn2(self.conv2(x)), inplace=True)
 
 
-def _stage_v2(in_width: int, width: int, plain: int) -> nn.Sequential:
-    return nn.Sequential(DownBlock(in_width, width), *(SplitBlock(width) for _ in range(plain)))
+def _stage_v2(in_width: int, width: int, split_blocks: int) -> nn.Sequential:
+    return nn.Sequential(DownBlock(in_width, width), *(SplitBlock(width) for _ in range(split_blocks)))
 
 
-# The shuffles work on views with the channels last and give channels_last maps, the layout CPU and GPU like best.
+# The shuffles work on channels-last views and return channels_last tensors, the fastest layout on CPU and GPU.
 
 
 def _shuffle(x: Tensor, groups: int) -> Tensor:
@@ -171,5 +170,5 @@ def _shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def _interleave(left: Tensor, right: Tensor) -> Tensor:
-    # concatenation and shuffle of two groups in one copy: l0 r0 l1 r1 ...
+    # concatenates and shuffles two groups in a single copy: l0 r0 l1 r1 ...
     return torch.stack([left.movedim(1, -1), right.movedim(1, -1)], dim=-1).flatten(-2).movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""Networks that finished runs have trained."""
+"""Networks trained by finished runs."""
 
 from kdbench.data.sources import Sizes
 from kdbench.errors import UserError
@@ -10,24 +10,24 @@ from kdbench.records.record import Record
 
 
 def sizes_of(record: Record) -> Sizes:
-    """What the network of a finished run knows of its data.
+    """The sizes of the data for which the network of a finished run was built.
 
     Raises:
-        UserError: a record of a version of kdbench that did not write it down.
+        UserError: the run was recorded by a version of kdbench that did not store them.
     """
-    noted = record.finished.get("sizes")
-    if noted is None:
+    sizes = record.finished.get("sizes")
+    if sizes is None:
         raise UserError(f"{record.directory.name} was recorded by another version of kdbench: train it again")
     return Sizes(
-        noted["num_classes"], noted["in_chans"], noted["image_size"], tuple(noted["mean"]), tuple(noted["std"])
+        sizes["num_classes"], sizes["in_chans"], sizes["image_size"], tuple(sizes["mean"]), tuple(sizes["std"])
     )
 
 
 def trained_network(record: Record) -> Network:
-    """The student of a finished run, with the weights that it was left with.
+    """The student of a finished run, with its final weights.
 
     Raises:
-        UserError: its weights are damaged, or of another version of kdbench.
+        UserError: the weights are damaged, or the run was recorded by another version of kdbench.
     """
     sizes, student = sizes_of(record), record.config["student"]
     if digest(record.weights) != record.finished["weights_sha256"]:

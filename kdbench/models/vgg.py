@@ -1,31 +1,31 @@
 """VGG with batch normalisation and a single linear layer: vgg8 ... vgg19.
 
-Simonyan & Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015, arXiv
-1409.1556. As RepDistiller's vgg*_bn: five blocks, a 2x2 max-pooling before each of blocks 1 to 3, and
-before block 4 only for images of 64 pixels or more.
+Simonyan & Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015, arXiv 1409.1556.
+Like RepDistiller's vgg*_bn: five blocks, with 2x2 max-pooling before each of blocks 1 to 3, and before block 4 only for
+images of 64 pixels or more.
 
-Maps are taken after the ReLU; the first block is the stem. Initialisation: convolutions He normal by
-fan-out with bias 0, BN 1 and 0, classifier normal with standard deviation 0.01 and bias 0.
+Feature maps are taken after the ReLU; the first block is the stem. Initialisation: convolutions He normal with fan-out
+and bias 0, BN weight 1 and bias 0, classifier normal with standard deviation 0.01 and bias 0.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdbench.models._base import StagedNetwork, init_convolutions
 
 WIDTHS = (64, 128, 256, 512, 512)
-CONVOLUTIONS = {  # of each block, by depth
+CONVOLUTIONS = {  # depth -> number of convolutions in each block
     8: (1, 1, 1, 1, 1),
     11: (1, 1, 2, 2, 2),
     13: (2, 2, 2, 2, 2),
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
 }
-MIN_SIZE = 8  # three poolings
+MIN_SIZE = 8  # pixels: three poolings reduce them to 1
 
 
 class Block(nn.Sequential):
-    """3x3 convolutions with BN and ReLU, after a 2x2 max-pooling of maps of `pool_from` pixels or more."""
+    """3x3 convolutions with BN and ReLU, after 2x2 max-pooling if the input has at least `pool_from` pixels a side."""
 
     def __init__(self, in_width: int, width: int, convolutions: int, pool_from: int):
         layers: list[nn.Module] = []
@@ -36,7 +36,7 @@ class Block(nn.Sequential):
         self.pool_from = pool_from
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_width, H, W) -> (B, width, H', W'), H' being H or its half."""
+        """(B, in_width, H, W) -> (B, width, H', W'), where H' is H or H/2."""
         if min(x.shape[-2:]) >= self.pool_from:
             x = F.max_pool2d(x, 2)
         return super().forward(x)
@@ -46,12 +46,12 @@ class VGG(StagedNetwork):
     """VGG of five blocks.
 
     Args:
-        depth: 8, 11, 13, 16 or 19, as named after the paper's three linear layers (here it is one).
-        num_classes: width of the logits.
-        in_chans: channels of the images.
+        depth: 8, 11, 13, 16 or 19, which counts the paper's three linear layers although there is only one here.
+        num_classes: number of logits.
+        in_chans: number of image channels.
 
     Raises:
-        ValueError: another depth; in forward, images of less than 8x8 pixels.
+        ValueError: another depth; in `forward`, images smaller than 8x8 pixels.
     """
 
     stage_names = ("block1", "block2", "block3", "block4")
@@ -60,7 +60,7 @@ class VGG(StagedNetwork):
 
     def __init__(self, depth: int, num_classes: int = 100, in_chans: int = 3):
         if depth not in CONVOLUTIONS:
-            raise ValueError(f"depth={depth}: VGG has {', '.join(map(str, CONVOLUTIONS))} layers")
+            raise ValueError(f"depth={depth}: must be one of {', '.join(map(str, CONVOLUTIONS))} for VGG")
         super().__init__(num_classes, WIDTHS[-1], list(zip(WIDTHS, (1, 2, 4, 8, 8), strict=True)))
         convolutions = CONVOLUTIONS[depth]
         self.block0 = nn.Sequential(*Block(in_chans, WIDTHS[0], convolutions[0], pool_from=0))
@@ -75,10 +75,10 @@ class VGG(StagedNetwork):
         """(B, in_chans, H, W) -> (B, 64, H, W)."""
         if min(x.shape[-2:]) < MIN_SIZE:
             height, width = x.shape[-2:]
-            raise ValueError(f"VGG takes images of at least {MIN_SIZE}x{MIN_SIZE} pixels, not {height}x{width}")
+            raise ValueError(f"VGG needs images of at least {MIN_SIZE}x{MIN_SIZE} pixels, not {height}x{width}")
         return self.block0(x)
 
     def init_classifier(self, linear: nn.Linear) -> None:
-        """Normal with standard deviation 0.01, bias 0."""
+        """Weights normal with standard deviation 0.01, bias 0."""
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)

@@ -1,25 +1,24 @@
-"""Wide residual networks of CIFAR: wrn_10_2 ... wrn_40_2.
+"""Wide residual networks for CIFAR: wrn_10_2 ... wrn_40_2.
 
-Zagoruyko & Komodakis, Wide Residual Networks, BMVC 2016, arXiv 1605.07146. As in RepDistiller, without
-dropout.
+Zagoruyko & Komodakis, Wide Residual Networks, BMVC 2016, arXiv 1605.07146. As in RepDistiller, without dropout.
 
-Maps are sums before BN and ReLU, so they may be negative; the stem's is the bare convolution. Initialisation:
-convolutions He normal by fan-out, BN 1 and 0, classifier PyTorch's weights and bias 0.
+Feature maps are the residual sums before BN and ReLU, so they may be negative; the stem's is the output of its
+convolution. Initialisation: convolutions He normal with fan-out, BN weight 1 and bias 0, classifier PyTorch's default
+weights and bias 0.
 """
 
 from collections import OrderedDict
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdbench.models._base import StagedNetwork, init_convolutions
 
 
 class PreActivationBlock(nn.Module):
-    """BN, ReLU, 3x3 twice: (B, in_width, H, W) -> (B, width, H/stride, W/stride).
+    """Twice BN, ReLU and a 3x3 convolution: (B, in_width, H, W) -> (B, width, H/stride, W/stride).
 
-    Where the width changes, the shortcut is a 1x1 convolution of the *activated* input; otherwise it is the
-    input.
+    Where the width changes, the shortcut is a 1x1 convolution of the *activated* input; otherwise it is the input.
     """
 
     def __init__(self, in_width: int, width: int, stride: int):
@@ -31,7 +30,7 @@ class PreActivationBlock(nn.Module):
         self.convShortcut = nn.Conv2d(in_width, width, 1, stride, bias=False) if in_width != width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """BN makes a fresh tensor, so rectifying it in place leaves x, perhaps a tap, alone."""
+        """In-place operations only touch new tensors, and never `x`, which may be a feature map."""
         active = F.relu(self.bn1(x), inplace=True)
         out = F.relu(self.bn2(self.conv1(active)), inplace=True)
         out = self.conv2(out)
@@ -45,11 +44,11 @@ class WideResNet(StagedNetwork):
     Args:
         depth: 6n+4.
         factor: widening factor k; the stages have 16k, 32k and 64k channels.
-        num_classes: width of the logits.
-        in_chans: channels of the images.
+        num_classes: number of logits.
+        in_chans: number of image channels.
 
     Raises:
-        ValueError: a depth that is not 6n+4.
+        ValueError: the depth is not 6n+4.
     """
 
     stage_names = ("block1", "block2", "block3")
@@ -57,8 +56,8 @@ class WideResNet(StagedNetwork):
     final_norm = "bn1"
 
     def __init__(self, depth: int, factor: int, num_classes: int = 100, in_chans: int = 3):
-        blocks, rest = divmod(depth - 4, 6)
-        if blocks < 1 or rest:
+        blocks, remainder = divmod(depth - 4, 6)
+        if blocks < 1 or remainder:
             raise ValueError(f"depth={depth}: a wide ResNet has 6n+4 layers (10, 16, 22, ...)")
         width = 16 * factor
         super().__init__(num_classes, 4 * width, [(16, 1), (width, 1), (2 * width, 2), (4 * width, 4)])
@@ -75,11 +74,11 @@ class WideResNet(StagedNetwork):
         return self.conv1(x)
 
     def final(self, x: Tensor) -> Tensor:
-        """BN and ReLU of the last sum."""
+        """BN and ReLU of the last residual sum."""
         return F.relu(self.bn1(x), inplace=True)
 
     def init_classifier(self, linear: nn.Linear) -> None:
-        """Bias 0."""
+        """Default weights, bias 0."""
         nn.init.zeros_(linear.bias)
 
 

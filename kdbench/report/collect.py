@@ -1,4 +1,4 @@
-"""From records to one pandas frame: a row a finished run, a column a key of its identity or a metric."""
+"""From records to one pandas frame: a row per finished run, a column per key of its identity and per metric."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,27 +9,29 @@ from kdbench.config.rules import leaves
 from kdbench.records.identity import facts_of, imbalance_word, method_word, needs_teacher, noise_word
 from kdbench.records.record import Record
 
-# sections of a record that hold numbers; evaluation.json is a section too
+# sections of a result that hold numbers; evaluation.json is read as one more
 _SECTIONS = ("test", "val", "best_on_test", "cost", "fidelity", "members")
-# a cell for which the key has no meaning: it agrees with every value
+# columns that are neither facts nor numbers
+_ABOUT_RECORD = ("id", "name", "role", "directory", "machine", "torch", "record")
+# value of a key that does not apply to a run; it agrees with every value
 ANY = "-"
-# a key that is null, or that this kind of noise, say, does not have
+# value of a key that is null, or that this option lacks (as `noise.rate` of some kinds of noise)
 NULL = "null"
 
 
-def collect(found: Iterable[Record]) -> tuple[pd.DataFrame, list[tuple[Record, str]]]:
-    """The frame of all finished runs.
+def collect(records: Iterable[Record]) -> tuple[pd.DataFrame, list[tuple[Record, str]]]:
+    """The frame of all finished runs, and the records that are not in it.
 
-    Columns are `id name role directory machine torch`; the words of a run (`method dataset student noise imbalance
-    teacher teacher.condition seed`); the other facts of its identity by dotted key (`recipe.epochs`); and numbers
-    (`test/accuracy`, `cost/train_seconds`). A fact that a run does not have is `null`; where it has no meaning, as
-    the teacher of a method without one, it is `-` and agrees with every value.
+    Columns are `id name role machine torch record`; the readable keys of a run (`method dataset student noise
+    imbalance teacher teacher.condition`); the other facts of its identity by dotted key (`recipe.epochs`, `seed`); and
+    numbers (`test/accuracy`, `cost/train_seconds`). A fact that a run lacks is `null`; one that does not apply, such as
+    the teacher of a method without one, is `-` and agrees with every value.
 
     Returns:
         (frame, [(record, why it was left out)]).
     """
     rows, left_out = [], []
-    for record in found:
+    for record in records:
         if record.result is None:
             left_out.append((record, record.state))
             continue
@@ -44,11 +46,8 @@ def collect(found: Iterable[Record]) -> tuple[pd.DataFrame, list[tuple[Record, s
 
 
 def is_fact(column: str) -> bool:
-    """Whether a column is part of what a run is, not of what came out."""
-    return "/" not in column and column not in _ABOUT
-
-
-_ABOUT = ("id", "name", "role", "directory", "machine", "torch", "record")
+    """Whether a column describes what was run, not what the run resulted in."""
+    return "/" not in column and column not in _ABOUT_RECORD
 
 
 def _row(record: Record, result: dict[str, Any]) -> dict[str, Any]:
@@ -65,48 +64,48 @@ def _row(record: Record, result: dict[str, Any]) -> dict[str, Any]:
         "student": cfg["student"]["name"],
         "noise": noise_word(cfg["noise"]),
         "imbalance": imbalance_word(cfg["imbalance"]),
-        **_teacher(cfg, result),
-        **{key: _plain(value) for key, value in leaves(_own_facts(cfg))},
+        **_teacher_facts(cfg, result),
+        **{key: _hashable(value) for key, value in leaves(_other_facts(cfg))},
         **dict(_numbers(result, record)),
     }
 
 
-def _own_facts(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Without the teacher, which `_teacher` tells in words, and what files hold, which only the run could see."""
+def _other_facts(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The facts without the teacher, which `_teacher_facts` describes, and without fingerprints of files."""
     facts = facts_of(cfg)
     del facts["dependencies"], facts["dataset"]["fingerprint"]
     return {**facts, "noise.path": cfg["noise"].get("path")}
 
 
-def _teacher(cfg: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+def _teacher_facts(cfg: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     teacher = cfg["teacher"]
     keys = ["teacher", "teacher.condition", "teacher.source", "teacher.shuffle", "teacher.seed", "teacher.id"]
     keys += [f"teacher.recipe.{key}" for key in teacher["recipe"]]
     if not needs_teacher(cfg):
         return dict.fromkeys(keys, ANY)
-    known = {
+    if teacher["checkpoint"]:  # nothing is known of how a teacher from a file was trained
+        return dict.fromkeys(keys, ANY) | {
+            "teacher": f"{teacher['name']} ({result['teacher']['id']})",
+            "teacher.condition": "file",
+            "teacher.shuffle": teacher["shuffle"],
+        }
+    facts = {
         "teacher": teacher["name"],
         "teacher.condition": teacher["condition"],
         "teacher.source": teacher["source"],
         "teacher.shuffle": teacher["shuffle"],
         "teacher.seed": teacher["seed"],
         "teacher.id": result["teacher"]["id"],
-        **{f"teacher.recipe.{key}": _plain(value) for key, value in teacher["recipe"].items()},
+        **{f"teacher.recipe.{key}": _hashable(value) for key, value in teacher["recipe"].items()},
     }
-    if teacher["checkpoint"]:  # how a file was trained is not known
-        return dict.fromkeys(keys, ANY) | {
-            "teacher": f"{teacher['name']} ({result['teacher']['id']})",
-            "teacher.condition": "file",
-            "teacher.shuffle": teacher["shuffle"],
-        }
     if cfg["noise"]["name"] == "none" and cfg["imbalance"]["name"] == "none":
-        known["teacher.condition"] = ANY  # the student's data are clean: both conditions are one run
-    if "self" in cfg["method"]["needs"]:  # follows from student and method
-        known |= {"teacher": ANY, "teacher.source": ANY, "teacher.id": ANY}
-    return known
+        facts["teacher.condition"] = ANY  # the student's data are clean, so both conditions are the same run
+    if "self" in cfg["method"]["needs"]:  # the teacher follows from student and method
+        facts |= {"teacher": ANY, "teacher.source": ANY, "teacher.id": ANY}
+    return facts
 
 
-def _plain(value: Any) -> Any:
+def _hashable(value: Any) -> Any:
     return str(value) if isinstance(value, list | dict) else value
 
 
@@ -118,11 +117,11 @@ def _numbers(result: dict[str, Any], record: Record) -> Iterator[tuple[str, floa
         for key, value in leaves(content or {}):
             if isinstance(value, int | float) and not isinstance(value, bool):
                 yield f"{section}/{key.replace('.', '/')}", float(value)
-    seconds = [result["cost"].get("train_seconds"), result["cost"].get("teacher_seconds")]
-    if seconds[0] is not None:
-        yield "cost/total_seconds", sum(each for each in seconds if each is not None)
+    student, teacher = result["cost"].get("train_seconds"), result["cost"].get("teacher_seconds")
+    if student is not None:
+        yield "cost/total_seconds", student + (teacher or 0)
 
 
 def _machine(record: Record) -> str:
-    seen = record.environment
-    return f"{seen.get('host', 'unknown machine')}, {seen.get('gpu') or 'CPU'}"
+    environment = record.environment
+    return f"{environment.get('host', 'unknown machine')}, {environment.get('gpu') or 'CPU'}"

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from rich.console import Console
 
 from kdbench.config.rules import nearest
+from kdbench.console import console, show
 from kdbench.errors import UserError
 from kdbench.files import write_text
 from kdbench.records.record import Record, all_records
@@ -17,12 +17,14 @@ from kdbench.report.collect import collect
 from kdbench.report.filters import Filter, check_keys
 from kdbench.report.grouping import grouping, without_teachers
 from kdbench.report.metrics import metric
-from kdbench.report.notes import names, notes, rank_notes, some
+from kdbench.report.notes import counted, listed, notes, rank_notes
 from kdbench.report.study import Plan, Study, study
+
+_WIDTH = 240  # of tables that are not printed on a terminal
 
 
 class Options(NamedTuple):
-    """What the command line says; files are paths or `-` for the terminal."""
+    """Options of the command line; files are paths, or `-` for the terminal."""
 
     filters: list[str]
     by: list[str]
@@ -40,7 +42,7 @@ class Options(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A study of every metric that was asked for, and what is said once."""
+    """A study per metric, and the notes that hold for all of them."""
 
     studies: list[Study]
     notes: list[str]
@@ -50,118 +52,130 @@ def report(options: Options, outputs: Path) -> None:
     """Make the report, print it, and write the files that were asked for.
 
     Raises:
-        UserError: an option that cannot be, nothing to report, or runs that are no comparison.
+        UserError: an option that is not possible, nothing to report, or runs that cannot be compared.
     """
-    made = compare(options, outputs)
-    # what is written and how it is made; the terminal has the tables unless one of them goes there
+    comparison = compare(options, outputs)
+    # the tables are printed unless one of these goes to the terminal
     forms: list[tuple[str | None, Callable[[], str]]] = [
-        (options.csv, lambda: tables.csv(made.studies)),
-        (options.markdown, lambda: _markdown(made)),
-        (options.latex, lambda: "\n".join(table.latex() for one in made.studies for table in _tables(one))),
-        (options.html, lambda: _page(made, options)),
+        (options.csv, lambda: tables.csv(comparison.studies)),
+        (options.markdown, lambda: _markdown(comparison)),
+        (options.latex, lambda: _latex(comparison)),
+        (options.html, lambda: _page(comparison, options)),
     ]
-    for path in [*(path for path, _ in forms), options.plots]:
-        if path and path != "-" and not Path(path).resolve().parent.is_dir():
-            raise UserError(f"{path} cannot be written: there is no folder {Path(path).parent}")
+    paths = [path for path, _ in forms if path]
+    for target in [*paths, options.plots]:
+        if target and target != "-" and not Path(target).resolve().parent.is_dir():
+            raise UserError(f"{target} cannot be written: there is no folder {Path(target).parent}")
     for path, form in forms:
         if path == "-":
             sys.stdout.write(form())
         elif path:
             write_text(Path(path), form())
     if options.plots:
-        _draw(made, Path(options.plots))
-    if "-" not in [path for path, _ in forms]:
-        _print(made)
-        for path, _ in forms:
-            if path:
-                print(f"written: {path}")
-
-
-def _draw(report: Report, folder: Path) -> None:
-    from kdbench.report.plots import plots
-
-    folder.mkdir(exist_ok=True)
-    for one in report.studies:
-        for plot in plots(one):
-            name, svg = plot.file
-            write_text(folder / f"{one.plan.metric.name.replace('/', '_')}-{name}", svg)
+        _write_plots(comparison, Path(options.plots))
+    if "-" not in paths:
+        _print(comparison)
+        for path in paths:
+            console.print(f"written: {path}")
 
 
 def compare(options: Options, outputs: Path) -> Report:
-    """Collect the runs and study every metric."""
-    filters = [Filter.parse(word) for word in options.filters]
-    every = list(all_records(outputs))
-    check_keys(every, filters)
-    about_data = [each for each in filters if not each.on_contender()]
-    candidates = [record for record in every if all(each.holds(record) for each in about_data)]
-    meant = [r for r in candidates if all(each.holds(r) or each.says_nothing_of(r) for each in filters)]
-    shown = {record.directory for record in meant}
+    """Collect the runs and study every metric.
+
+    Raises:
+        UserError: as for `report`.
+    """
+    filters = [Filter.parse(text) for text in options.filters]
+    records = list(all_records(outputs))
+    check_keys(records, filters)
+    # a filter on contenders must not remove the baseline, nor runs to which it does not apply
+    on_data = [condition for condition in filters if not condition.selects_contenders()]
+    candidates = [record for record in records if all(condition.matches(record) for condition in on_data)]
+    selected = {
+        record.directory for record in candidates
+        if all(condition.matches(record) or not condition.applies_to(record) for condition in filters)
+    }  # fmt: skip
     pool, left_out = collect(candidates)
-    if pool.empty or not any(record.directory in shown for record in pool["record"]):
-        raise UserError(f"no finished run in {outputs / 'runs'} is meant, of {len(shown)} in all; see kdbench runs")
-    if not any(each.key == "role" for each in filters):
+    if pool.empty or not any(record.directory in selected for record in pool["record"]):
+        raise UserError(
+            f"no finished run in {outputs / 'runs'} matches (runs in any state: {len(selected)}); see kdbench runs"
+        )
+    if not any(condition.key == "role" for condition in filters):
         pool = without_teachers(pool, options.over)
-    runs = pool[[record.directory in shown for record in pool["record"]]]
+    runs = pool[[record.directory in selected for record in pool["record"]]]
     if runs.empty:
-        raise UserError("these runs only made teachers; role=teacher,baseline,distill shows them")
+        raise UserError("these runs only trained teachers; role=teacher,baseline,distill includes them")
     _check(options, pool)
-    # words that leave out the baseline, as method=kd does, still mean gains over it
+    # filters that exclude the baseline, such as method=kd, still compare with it
     partners = runs if (runs["method"] == options.baseline).any() else pool
-    grouped = grouping(runs, options.by, options.over, options.strict)
-    plans = [Plan(metric(name), grouped, options.baseline, options.interval, options.test) for name in options.metrics]
-    reasons = _by_reason([(record, why) for record, why in left_out if record.directory in shown])
-    said = [f"left out: {some(len(who), 'run')} ({names(who)}): {why}" for why, who in reasons]
-    return Report([study(runs, partners, plan) for plan in plans], said)
+    groups = grouping(runs, options.by, options.over, options.strict)
+    plans = [Plan(metric(name), groups, options.baseline, options.interval, options.test) for name in options.metrics]
+    left_out = [(record, reason) for record, reason in left_out if record.directory in selected]
+    return Report([study(runs, partners, plan) for plan in plans], _notes_on_left_out(left_out))
 
 
-def _by_reason(left_out: list[tuple[Record, str]]) -> list[tuple[str, list[str]]]:
-    found: dict[str, list[str]] = {}
-    for record, why in left_out:
-        found.setdefault(why, []).append(record.directory.name)
-    return sorted(found.items())
+def _notes_on_left_out(left_out: list[tuple[Record, str]]) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for record, reason in left_out:
+        by_reason.setdefault(reason, []).append(record.directory.name)
+    return [
+        f"left out: {counted(len(names), 'run')} ({listed(names)}): {reason}"
+        for reason, names in sorted(by_reason.items())
+    ]
 
 
 def _check(options: Options, pool: pd.DataFrame) -> None:
-    columns = [column for column in pool.columns if "/" in column]
+    metrics = [column for column in pool.columns if "/" in column]
     for name in options.metrics:
-        if name not in columns:
-            raise UserError(f"--metric {name}: no run has it{nearest(name, columns)}; known: {', '.join(columns)}")
-    # ce may be absent: there are then no gains, which is said; what was asked for by name must be there
+        if name not in metrics:
+            raise UserError(f"--metric {name}: no run has it{nearest(name, metrics)}; known: {', '.join(metrics)}")
+    # the default, ce, may be absent (a note then says that there are no gains); any other baseline must exist
     methods = sorted(set(pool["method"]))
     if options.baseline not in (*methods, "ce"):
-        raise UserError(f"--baseline {options.baseline}: no run of it; known: {', '.join(methods)}")
+        raise UserError(f"--baseline {options.baseline}: no run has this method; known: {', '.join(methods)}")
 
 
-def _tables(one: Study) -> list[tables.Table]:
-    return [table for table in (tables.main_table(one), tables.rank_table(one)) if table]
+def _sections(comparison: Report) -> list[tuple[tables.Table, list[str]]]:
+    """Every table of every study, with the notes below it."""
+    sections = []
+    for each in comparison.studies:
+        sections.append((tables.main_table(each), notes(each)))
+        if ranks := tables.rank_table(each):
+            sections.append((ranks, rank_notes(each)))
+    return sections
 
 
-def _print(report: Report) -> None:
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 240
-    for one in report.studies:
-        console.print(tables.main_table(one).rich())
-        for line in notes(one):
+def _print(comparison: Report) -> None:
+    for table, lines in _sections(comparison):
+        show(table.rich(), _WIDTH)
+        for line in lines:
             console.print(line)
-        if ranks := tables.rank_table(one):
-            console.print(ranks.rich())
-            for line in rank_notes(one):
-                console.print(line)
-    for line in report.notes:
+    for line in comparison.notes:
         console.print(line)
 
 
-def _markdown(report: Report) -> str:
-    parts = []
-    for one in report.studies:
-        parts += [tables.main_table(one).markdown(), *(f"- {line}" for line in notes(one)), ""]
-        if ranks := tables.rank_table(one):
-            parts += [ranks.markdown(), *(f"- {line}" for line in rank_notes(one)), ""]
-    return "\n".join([*parts, *(f"- {line}" for line in report.notes)]).rstrip() + "\n"
+def _markdown(comparison: Report) -> str:
+    parts: list[str] = []
+    for table, lines in _sections(comparison):
+        parts += [table.markdown(), *(f"- {line}" for line in lines), ""]
+    return "\n".join([*parts, *(f"- {line}" for line in comparison.notes)]).rstrip() + "\n"
 
 
-def _page(report: Report, options: Options) -> str:
+def _latex(comparison: Report) -> str:
+    return "\n".join(table.latex() for table, _ in _sections(comparison))
+
+
+def _page(comparison: Report, options: Options) -> str:
     from kdbench.report.page import render
 
-    return render(report.studies, report.notes, options.filters)
+    return render(comparison.studies, comparison.notes, options.filters)
+
+
+def _write_plots(comparison: Report, folder: Path) -> None:
+    from kdbench.report.plots import plots
+
+    folder.mkdir(exist_ok=True)
+    for each in comparison.studies:
+        for plot in plots(each):
+            name, svg = plot.file
+            write_text(folder / f"{each.plan.metric.name.replace('/', '_')}-{name}", svg)

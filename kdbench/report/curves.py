@@ -7,35 +7,36 @@ import numpy as np
 import pandas as pd
 
 from kdbench.report.collect import ANY
-from kdbench.report.figures import PANELS, Plot, bars, capped, colors_of, finish, grid, said_n, words
+from kdbench.report.figures import (
+    MAX_PANELS,
+    Plot,
+    colors_of,
+    error_bars,
+    grid,
+    omitted_panels,
+    sample_size,
+    title_of,
+    with_legend,
+)
 from kdbench.report.metrics import Metric
-from kdbench.report.study import BOTH, Study, cells, contender_of, settings_of
+from kdbench.report.settings import cells, contender_of, settings_of
+from kdbench.report.study import BOTH_CONDITIONS, Study
 
-Place = Callable[[dict[str, Any]], tuple[str | None, float] | None]
-
-
-def _noise_x(cfg: dict[str, Any]) -> tuple[str | None, float] | None:
-    """Kind and rate; of no kind where there is none, for it is the start of every curve."""
-    if cfg["noise"]["name"] == "none":
-        return None, 0.0
-    rate = cfg["noise"]["rate"]
-    return None if rate is None else (cfg["noise"]["name"], rate)
+# Where a run is on the x axis: (kind of noise or imbalance, strength). The kind is None for runs without any, which are
+# the first point of the curves of all kinds. No position at all: the run is on no curve.
+Position = tuple[str | None, float] | None
+PositionOf = Callable[[dict[str, Any]], Position]
 
 
-def _imbalance_x(cfg: dict[str, Any]) -> tuple[str | None, float] | None:
-    if cfg["imbalance"]["name"] == "none":
-        return None, 1.0
-    factor = cfg["imbalance"].get("factor")
-    return None if factor is None else (cfg["imbalance"]["name"], factor)
+class Curve(NamedTuple):
+    """One curve.
 
-
-def _gamma_x(cfg: dict[str, Any]) -> tuple[str | None, float] | None:
-    gamma = cfg["imbalance"].get("gamma")
-    return None if gamma is None else (cfg["imbalance"]["name"], gamma)
-
-
-class Line(NamedTuple):
-    """Points of one curve: x, mean and half-widths down and up (nan where n = 1)."""
+    Attributes:
+        label: its entry in the legend.
+        contender: decides its colour.
+        dashed: whether its line is dashed.
+        points: (x, mean, distance down, distance up to the ends of the interval); the latter are nan where n = 1.
+    """
 
     label: str
     contender: str
@@ -45,102 +46,150 @@ class Line(NamedTuple):
 
 def against_noise(study: Study) -> Plot | None:
     """The metric against the rate of label noise."""
-    return _curve(study, "noise", _noise_x, "noise.rate")
+    return _curves(study, "noise", _noise_rate, "noise.rate")
 
 
 def against_imbalance(study: Study) -> Plot | None:
-    """The metric against the factor of a long tail or a step."""
-    return _curve(study, "imbalance", _imbalance_x, "imbalance factor, largest class / smallest", log=True)
+    """The metric against the imbalance factor of a long tail or step."""
+    return _curves(study, "imbalance", _imbalance_factor, "imbalance factor, largest class / smallest", log=True)
 
 
 def against_gamma(study: Study) -> Plot | None:
     """The metric against the exponent of a power law."""
-    return _curve(study, "imbalance", _gamma_x, "imbalance.gamma, smaller = less balanced")
+    return _curves(study, "imbalance", _gamma, "imbalance.gamma, smaller = less balanced")
 
 
-def _curve(study: Study, group: str, place: Place, label: str, log: bool = False) -> Plot | None:
-    """The metric against the strength of noise or imbalance: a panel a kind and other setting, a line a contender."""
-    grouping, scale = study.plan.grouping, study.plan.metric.scale
-    own = {group, f"{group}.name", f"{group}.rate", f"{group}.factor", f"{group}.gamma", "teacher.condition"}
-    keys = [key for key in grouping.setting if key not in own]
-    configs = {number: rows["record"].iloc[0].config for number, rows in study.runs.groupby("row")}
-    rows = study.summary.assign(at=[place(configs[number]) for number in study.summary.index])
-    rows = rows[rows["at"].notna()]
+def _noise_rate(cfg: dict[str, Any]) -> Position:
+    if cfg["noise"]["name"] == "none":
+        return None, 0.0
+    rate = cfg["noise"]["rate"]
+    return None if rate is None else (cfg["noise"]["name"], rate)
+
+
+def _imbalance_factor(cfg: dict[str, Any]) -> Position:
+    if cfg["imbalance"]["name"] == "none":
+        return None, 1.0
+    factor = cfg["imbalance"].get("factor")
+    return None if factor is None else (cfg["imbalance"]["name"], factor)
+
+
+def _gamma(cfg: dict[str, Any]) -> Position:
+    gamma = cfg["imbalance"].get("gamma")
+    return None if gamma is None else (cfg["imbalance"]["name"], gamma)
+
+
+def _curves(study: Study, group: str, position_of: PositionOf, label: str, log: bool = False) -> Plot | None:
+    """The metric against the strength of noise or imbalance.
+
+    Args:
+        study: the comparison.
+        group: `noise` or `imbalance`.
+        position_of: from the configuration of a run to its place on the x axis.
+        label: of the x axis.
+        log: whether the x axis is logarithmic.
+
+    Returns:
+        A panel for each kind of noise or imbalance and each setting apart from that, a curve for each contender; None
+        if there is no curve of at least two points.
+    """
+    grouping, metric = study.plan.grouping, study.plan.metric
+    varied = {group, f"{group}.name", f"{group}.rate", f"{group}.factor", f"{group}.gamma", "teacher.condition"}
+    keys = [key for key in grouping.setting if key not in varied]
+    configs = {number: runs["record"].iloc[0].config for number, runs in study.runs.groupby("row")}
+    rows = study.summary.assign(position=[position_of(configs[number]) for number in study.summary.index])
+    rows = rows[rows["position"].notna()]
     if rows.empty:
         return None
-    panels: list[tuple[str, list[Line]]] = []
+    panels: list[tuple[str, list[Curve]]] = []
     for setting in settings_of(rows, keys):
-        inside = [row for found, row in cells(rows, keys) if found == setting]
-        for kind in dict.fromkeys(row["at"][0] for row in inside if row["at"][0]):
-            if lines := list(_lines([row for row in inside if row["at"][0] in (kind, None)], study, scale)):
-                panels.append((", ".join([kind, words(keys, setting)]).removesuffix(", clean data"), lines))
+        inside = [row for other, row in cells(rows, keys) if other == setting]
+        for kind in dict.fromkeys(row["position"][0] for row in inside if row["position"][0]):
+            of_kind = [row for row in inside if row["position"][0] in (kind, None)]
+            if curves := list(_curves_of_panel(of_kind, study)):
+                panels.append((", ".join([kind, title_of(keys, setting)]).removesuffix(", clean data"), curves))
     if not panels:
         return None
-    figure, axes = grid(min(len(panels), PANELS))
+    figure, axes = grid(min(len(panels), MAX_PANELS))
     colors = colors_of(study)
-    for axis, (title, lines) in zip(axes, panels, strict=False):
-        for line in lines:
-            x, y, down, up = np.array(sorted(line.points)).T
-            axis.errorbar(x, y, [down, up], label=line.label, color=colors[line.contender], marker="o", markersize=3,
-                          linestyle="--" if line.dashed else "-", capsize=2, linewidth=1.2)  # fmt: skip
-        axis.set(title=title, xlabel=label, ylabel=study.plan.metric.label)
+    for axis, (title, curves) in zip(axes, panels, strict=False):
+        for curve in curves:
+            x, y, down, up = np.array(sorted(curve.points)).T
+            axis.errorbar(x, y, [down, up], label=curve.label, color=colors[curve.contender], marker="o", markersize=3,
+                          linestyle="--" if curve.dashed else "-", capsize=2, linewidth=1.2)  # fmt: skip
+        axis.set(title=title, xlabel=label, ylabel=metric.label)
         if log:
             axis.set_xscale("log")
             axis.minorticks_off()
-            places = sorted({x for line in lines for x, *_ in line.points})
-            axis.set_xticks(places, [f"{place:g}" for place in places])
-    dashed = any(line.dashed for _, lines in panels for line in lines)
-    marks = "bars: 95 % intervals" + ("; dashed: teacher trained on clean data" if dashed else "")
-    caption = f"{study.plan.metric.name} against {label}; {said_n(study, rows)}; {marks}{capped(len(panels))}."
-    return Plot(f"{group.capitalize()} curve", caption, finish(figure, axes))
+            ticks = sorted({x for curve in curves for x, *_ in curve.points})
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    dashed = any(curve.dashed for _, curves in panels for curve in curves)
+    marks = "bars: 95 % confidence intervals" + ("; dashed: teacher trained on clean data" if dashed else "")
+    caption = f"{metric.name} against {label}; {sample_size(study, rows)}; {marks}{omitted_panels(len(panels))}."
+    return Plot(f"{group.capitalize()} curve", caption, with_legend(figure, axes))
 
 
-def _lines(rows: list[dict[str, Any]], study: Study, scale: float) -> Iterator[Line]:
-    """A line a contender and condition of the teacher; where no condition is meant, the point is in all its lines."""
+def _curves_of_panel(rows: list[dict[str, Any]], study: Study) -> Iterator[Curve]:
+    """A curve for each contender and condition of its teacher.
+
+    Rows without one condition (there is no teacher, or both conditions are the same run) are part of all its curves.
+    """
+    scale = study.plan.metric.scale
     by_contender: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_contender.setdefault(contender_of(row, study.plan.grouping), []).append(row)
-    for contender, own in by_contender.items():
-        open_ = (ANY, BOTH)
-        conditions = sorted({row["teacher.condition"] for row in own} - set(open_)) or [ANY]
+    for contender, own_rows in by_contender.items():
+        shared = (ANY, BOTH_CONDITIONS)
+        conditions = sorted({row["teacher.condition"] for row in own_rows} - set(shared)) or [ANY]
         for condition in conditions:
-            chosen = [row for row in own if row["teacher.condition"] in (condition, *open_)]
-            points = [(row["at"][1], scale * row["mean"], *bars(row, scale)) for row in chosen]
+            selected = [row for row in own_rows if row["teacher.condition"] in (condition, *shared)]
+            points = [(row["position"][1], scale * row["mean"], *error_bars(row, scale)) for row in selected]
             label = contender if condition in (ANY, "same") else f"{contender}, {condition} teacher"
             if len({x for x, *_ in points}) > 1:
-                yield Line(label, contender, condition == "clean", points)
+                yield Curve(label, contender, condition == "clean", points)
 
 
-def epochs(study: Study, what: Metric, title: str, where: str) -> Plot | None:
-    """A metric of the epochs: a panel a setting, a line a contender, mean and standard deviation of its runs."""
+def against_epochs(study: Study, metric: Metric, title: str, meaning: str) -> Plot | None:
+    """A metric that is recorded after every epoch.
+
+    Args:
+        study: the comparison.
+        metric: a key of `metrics.jsonl`.
+        title: of the plot.
+        meaning: of the metric, for the caption.
+
+    Returns:
+        A panel for each setting, a curve for each contender: mean and standard deviation of its runs; None if no run
+        has the metric.
+    """
     grouping = study.plan.grouping
-    curves = {number: _mean_curve(runs, what) for number, runs in study.runs.groupby("row")}
+    curves = {number: _mean_curve(runs, metric) for number, runs in study.runs.groupby("row")}
     rows = study.summary[[curves[number] is not None for number in study.summary.index]]
     if rows.empty:
         return None
     settings = settings_of(rows, grouping.setting)
-    figure, axes = grid(min(len(settings), PANELS))
+    figure, axes = grid(min(len(settings), MAX_PANELS))
     colors = colors_of(study)
     for setting, row in cells(rows.assign(number=rows.index), grouping.setting):
-        if (place := settings.index(setting)) < PANELS and (curve := curves[row["number"]]) is not None:
+        panel = settings.index(setting)
+        if panel < MAX_PANELS and (curve := curves[row["number"]]) is not None:
             contender = contender_of(row, grouping)
             epochs, mean, std = curve
-            axes[place].plot(epochs, mean, label=contender, color=colors[contender], linewidth=1.2)
-            axes[place].fill_between(epochs, mean - std, mean + std, color=colors[contender], alpha=0.15, linewidth=0)
+            axes[panel].plot(epochs, mean, label=contender, color=colors[contender], linewidth=1.2)
+            axes[panel].fill_between(epochs, mean - std, mean + std, color=colors[contender], alpha=0.15, linewidth=0)
     for axis, setting in zip(axes, settings, strict=False):
-        axis.set(title=words(grouping.setting, setting), xlabel="epoch", ylabel=what.label)
-    caption = f"{what.name}, {where}; lines: means, bands: one standard deviation; {said_n(study, rows)}"
-    return Plot(title, f"{caption}{capped(len(settings))}.", finish(figure, axes))
+        axis.set(title=title_of(grouping.setting, setting), xlabel="epoch", ylabel=metric.label)
+    caption = f"{metric.name}, {meaning}; lines: means, bands: one standard deviation; {sample_size(study, rows)}"
+    return Plot(title, f"{caption}{omitted_panels(len(settings))}.", with_legend(figure, axes))
 
 
-def _mean_curve(runs: pd.DataFrame, what: Metric) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Epochs (from 1) that all runs have, and mean and standard deviation over the runs."""
+def _mean_curve(runs: pd.DataFrame, metric: Metric) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Epochs (from 1) that all runs have, and mean and standard deviation over the runs; None without such epochs."""
     histories = []
     for record in runs["record"]:
-        history = {row["epoch"]: row[what.name] for row in record.epochs if row.get(what.name) is not None}
+        history = {row["epoch"]: row[metric.name] for row in record.epochs if row.get(metric.name) is not None}
         histories.append(pd.Series(history, dtype=float))
-    frame = pd.concat(histories, axis=1).dropna() * what.scale
+    frame = pd.concat(histories, axis=1).dropna() * metric.scale
     if frame.empty:
         return None
-    spread = frame.std(axis=1, ddof=1).fillna(0.0)
-    return frame.index.to_numpy() + 1, frame.mean(axis=1).to_numpy(), spread.to_numpy()
+    std = frame.std(axis=1, ddof=1).fillna(0.0)
+    return frame.index.to_numpy() + 1, frame.mean(axis=1).to_numpy(), std.to_numpy()

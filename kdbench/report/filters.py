@@ -1,4 +1,4 @@
-"""Which runs `kdbench runs` and `kdbench report` mean: words as `method=kd noise.rate=0.2,0.4 state=failed`."""
+"""Filters of `kdbench runs` and `kdbench report`, such as `method=kd noise.rate=0.2,0.4 state=failed`."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -8,49 +8,48 @@ from kdbench.errors import UserError
 from kdbench.records.identity import method_word, needs_teacher, noise_word
 from kdbench.records.record import Record
 
-# of a record itself; every other word is a key of its configuration
-OF_RECORD = ("state", "role", "id", "name")
-# what a person says for a group, and where its name is
+# keys of a record itself; every other key is one of its configuration
+_RECORD_KEYS = ("state", "role", "id", "name")
+# a group may stand for its name: `student=resnet8`
 _GROUPS = {group: f"{group}.name" for group in ("method", "student", "teacher", "dataset", "noise", "imbalance")}
 
 
 class Filter(NamedTuple):
-    """One word: the run's `key` has one of `values`."""
+    """One condition: the run's `key` has one of `values`."""
 
     key: str
     values: tuple[str, ...]
 
     @classmethod
-    def parse(cls, word: str) -> "Filter":
+    def parse(cls, text: str) -> "Filter":
         """Read `key=value[,value]`.
 
         Raises:
-            UserError: it is not of this form.
+            UserError: the text does not have this form.
         """
-        key, equals, values = word.partition("=")
+        key, equals, values = text.partition("=")
         if not (key and equals and values):
-            raise UserError(f"{word} is not allowed: filters are key=value[,value], as method=kd or state=failed")
+            raise UserError(f"{text} is not allowed: filters are key=value[,value], such as method=kd or state=failed")
         return cls(key, tuple(values.split(",")))
 
-    def on_contender(self) -> bool:
-        """Whether it chooses among methods and teachers, not among what they are compared on."""
+    def selects_contenders(self) -> bool:
+        """Whether it chooses among methods and teachers, not among the data they are compared on."""
         return self.key.split(".")[0] in ("method", "plus", "teacher")
 
-    def says_nothing_of(self, record: Record) -> bool:
-        """Whether it is on teachers, and the run has none, or on an option that the run's method does not have."""
+    def applies_to(self, record: Record) -> bool:
+        """False for a key of teachers if the run has none, and for an option that the run's method does not have."""
         group, _, option = self.key.partition(".")
         if group == "teacher":
-            return bool(record.config) and not needs_teacher(record.config)
-        return group == "method" and bool(option) and not values_of(record, self.key)
+            return not record.config or needs_teacher(record.config)
+        return group != "method" or not option or bool(values_of(record, self.key))
 
-    def holds(self, record: Record) -> bool:
-        """Whether the run is meant."""
-        found = values_of(record, self.key)
-        return any(_same(each, value) for each in found for value in self.values)
+    def matches(self, record: Record) -> bool:
+        """Whether the run fulfils the condition."""
+        return any(_equal(value, text) for value in values_of(record, self.key) for text in self.values)
 
 
 def values_of(record: Record, key: str) -> list[Any]:
-    """What a run has for a key; more than one where a word has more than one meaning, none where it lacks the key."""
+    """Values of a run for a key: several where a filter may name it in several ways, none where the run lacks it."""
     if key in ("state", "id", "name"):
         return [getattr(record, key)]
     if key == "role":
@@ -58,7 +57,7 @@ def values_of(record: Record, key: str) -> list[Any]:
     cfg = record.config
     if not cfg:
         return []
-    if key == "method":  # method=at means at alone and at+kd, method=at+kd only these two
+    if key == "method":  # method=at matches at and at+kd, method=at+kd only the latter
         return [cfg["method"]["name"], method_word(cfg)]
     if key == "plus":
         return ["+".join(sorted(cfg["plus"])) or "none"]
@@ -66,7 +65,7 @@ def values_of(record: Record, key: str) -> list[Any]:
         return [cfg["noise"]["name"], noise_word(cfg["noise"])]
     clean = cfg["noise"]["name"] == "none" and cfg["imbalance"]["name"] == "none"
     if key == "teacher.condition" and clean:
-        return ["same", "clean"]  # one run, whatever it was asked for as
+        return ["same", "clean"]  # both conditions are the same run
     node: Any = cfg
     for part in _GROUPS.get(key, key).split("."):
         if not isinstance(node, dict) or part not in node:
@@ -75,7 +74,7 @@ def values_of(record: Record, key: str) -> list[Any]:
     return [node]
 
 
-def _same(value: Any, text: str) -> bool:
+def _equal(value: Any, text: str) -> bool:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value] == text.lower()
     if isinstance(value, int | float):
@@ -86,24 +85,25 @@ def _same(value: Any, text: str) -> bool:
     return str(value) == text
 
 
-def check_keys(every: list[Record], filters: list[Filter]) -> None:
-    """Refuse a word that can mean no run.
+def check_keys(records: list[Record], filters: list[Filter]) -> None:
+    """Refuse a filter that cannot match any run.
 
     Raises:
         UserError: a key that no run has.
     """
-    for each in filters:
-        if every and each.key not in OF_RECORD and not any(values_of(record, each.key) for record in every):
-            known = {key for record in every for key, _ in leaves(record.config)} | set(OF_RECORD) | set(_GROUPS)
-            raise UserError(f"{each.key}={','.join(each.values)}: no run has {each.key}{nearest(each.key, known)}")
+    for condition in filters:
+        key = condition.key
+        if records and key not in _RECORD_KEYS and not any(values_of(record, key) for record in records):
+            known = {leaf for record in records for leaf, _ in leaves(record.config)} | set(_RECORD_KEYS) | set(_GROUPS)
+            raise UserError(f"{key}={','.join(condition.values)}: no run has {key}{nearest(key, known)}")
 
 
-def select(found: Iterable[Record], filters: list[Filter]) -> list[Record]:
-    """The runs that all filters mean.
+def select(records: Iterable[Record], filters: list[Filter]) -> list[Record]:
+    """The runs that match all filters.
 
     Raises:
         UserError: a key that no run has.
     """
-    every = list(found)
-    check_keys(every, filters)
-    return [record for record in every if all(each.holds(record) for each in filters)]
+    candidates = list(records)
+    check_keys(candidates, filters)
+    return [record for record in candidates if all(condition.matches(record) for condition in filters)]

@@ -1,4 +1,4 @@
-"""The runs that there are, newest first. Imports neither torch nor pandas."""
+"""The list of runs, newest first. Imports neither torch nor pandas."""
 
 from collections import Counter
 from datetime import UTC, datetime
@@ -11,45 +11,48 @@ from kdbench.records.record import Record, all_records
 from kdbench.report.filters import Filter, select
 
 _STYLES = {"failed": "red", "interrupted": "yellow", "running": "cyan"}
+_NUMERIC = ("accuracy [%]", "seconds")
 
 
 def list_runs(filters: list[str], outputs: Path) -> None:
-    """Print the runs that pass the filters.
+    """Print the runs that match the filters.
 
     Raises:
-        UserError: a word that is no filter, or a key that no run has.
+        UserError: a text that is not a filter, or a key that no run has.
     """
-    found = select(all_records(outputs), [Filter.parse(text) for text in filters])
-    when = {record.directory: touched(record) for record in found}
-    found.sort(key=lambda record: when[record.directory], reverse=True)
-    if found:
+    runs = select(all_records(outputs), [Filter.parse(text) for text in filters])
+    dated = sorted(((last_update(run), run) for run in runs), key=lambda pair: pair[0], reverse=True)
+    if dated:
         table = Table()
-        for column in ("run", "id", "state", "accuracy", "seconds", "when", "note"):
-            number = column in ("accuracy", "seconds")
+        for column in ("run", "id", "state", *_NUMERIC, "updated", "note"):
             table.add_column(
-                column, no_wrap=column in ("id", "when"), overflow="fold", justify="right" if number else "left"
+                column,
+                justify="right" if column in _NUMERIC else "left",
+                no_wrap=column in ("id", "updated"),
+                overflow="fold",
             )
-        for record in found:
-            table.add_row(*_row(record, when[record.directory]), style=_STYLES.get(record.state))
+        for updated, run in dated:
+            table.add_row(*_row(run, updated), style=_STYLES.get(run.state))
         show(table, 200)
-    states = Counter(record.state for record in found)
-    said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    console.print(f"{len(found)} runs in {outputs / 'runs'}" + (f": {said}" if said else ""))
+    states = Counter(run.state for run in runs)
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    plural = "" if len(runs) == 1 else "s"
+    console.print(f"{len(runs)} run{plural} in {outputs / 'runs'}" + (f": {counts}" if counts else ""))
 
 
-def touched(record: Record) -> datetime:
-    """When the run's status last changed; of its directory where there is no status."""
-    if said := record.status.get("updated"):
-        return datetime.fromisoformat(said)
+def last_update(record: Record) -> datetime:
+    """When the run's status last changed; without a status, when its directory did."""
+    if updated := record.status.get("updated"):
+        return datetime.fromisoformat(updated)
     return datetime.fromtimestamp(record.directory.stat().st_mtime, UTC)
 
 
-def _row(record: Record, when: datetime) -> list[str]:
+def _row(record: Record, updated: datetime) -> list[str]:
     result = record.result or {}
     accuracy = f"{100 * result['test']['accuracy']:.2f}" if result else ""
     seconds = f"{result['cost']['train_seconds']:.0f}" if result else ""
     note = record.status.get("reason") or ("teacher" if result.get("role") == "teacher" else "")
     if record.state == "running":
         note = f"epoch {record.status.get('epoch', 0)}/{record.status.get('epochs', '?')}"
-    local = when.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    local = updated.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     return [record.name, record.id, record.state, accuracy, seconds, local, note]

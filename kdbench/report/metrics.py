@@ -1,21 +1,21 @@
-"""What is known of a metric: its unit, and which way is better."""
+"""Unit, direction and display format of each metric, derived from its name."""
 
 from typing import NamedTuple
 
+# besides every name that contains `accuracy`
 _PERCENT = "top5 many medium few agreement wrong true teacher ece10 ece15 adaptive_ece scaled_ece15".split()
-_LOWER = "nll brier ece10 ece15 adaptive_ece scaled_ece15 kl seconds bytes parameters flops wrong".split()
-
+_LOWER_IS_BETTER = "nll brier ece10 ece15 adaptive_ece scaled_ece15 kl seconds bytes parameters flops wrong".split()
 _COUNTS = ("parameters", "bytes", "flops")
 
 
 class Metric(NamedTuple):
-    """A column of the records.
+    """A numeric column of the records.
 
     Attributes:
-        name: as in the records, `test/accuracy`.
-        scale: factor from the record to what is shown.
-        unit: of what is shown; empty for plain numbers.
-        higher: whether more is better.
+        name: as in the records, such as `test/accuracy`.
+        scale: factor from the recorded to the displayed value.
+        unit: of the displayed value; empty for plain numbers.
+        higher: whether higher is better.
     """
 
     name: str
@@ -30,19 +30,19 @@ class Metric(NamedTuple):
 
     @property
     def difference_unit(self) -> str:
-        """Of a difference between two values: that of two percentages is in points."""
+        """Unit of a difference between two values; differences of percentages are in (percentage) points."""
         return "points" if self.unit == "%" else self.unit
 
     @property
     def digits(self) -> int:
-        """Decimals that are shown."""
+        """Number of decimals displayed."""
         return 0 if self.name.endswith(_COUNTS) else {"%": 2, "s": 1, "": 3}[self.unit]
 
 
 def metric(name: str) -> Metric:
-    """A metric by its name; what its last word says decides unit and direction."""
+    """The metric of this name; the part after the last slash decides unit and direction."""
     last = name.rpartition("/")[2]
     percent = "accuracy" in last or last in _PERCENT
     unit = "%" if percent else "s" if last.endswith("seconds") else ""
-    higher = not any(last == word or last.endswith(f"_{word}") for word in _LOWER)
+    higher = not any(last == word or last.endswith(f"_{word}") for word in _LOWER_IS_BETTER)
     return Metric(name, 100.0 if percent else 1.0, unit, higher)

@@ -1,93 +1,125 @@
-"""What has to be said beside a table: how it was computed, what was split, what is not in it."""
+"""Notes below a table: how it was computed, what splits its rows, what is missing from it."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
+from typing import Any
 
-from kdbench.report.study import ON_TEST, Study
+from kdbench.report.study import BOTH_CONDITIONS, SELECTED_ON_TEST, Study
 from kdbench.report.tables import known
 
-_INTERVALS = {"t": "Student's t", "bca": "bootstrap BCa of 9,999 resamples, too narrow below about 10 runs"}
-_TESTS = {"t": "paired t test", "wilcoxon": "Wilcoxon's signed-rank test, which cannot fall below 0.05 with 5 pairs"}
-_NAMED = 5
+_INTERVALS = {
+    "t": "Student's t",
+    "bca": "BCa bootstrap with 9,999 resamples, too narrow for fewer than about 10 runs",
+}
+_TESTS = {
+    "t": "paired t test",
+    "wilcoxon": "Wilcoxon signed-rank test, whose p value cannot fall below 0.05 with 5 or fewer pairs",
+}
+_NAMES_SHOWN = 5
 
 
-def some(count: int, noun: str) -> str:
-    """A number of things: `1 run`, `2 runs`."""
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: `1 run`, `2 runs`."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def names(words: Iterable[str]) -> str:
-    """The first few, and how many more there are."""
-    every = list(words)
-    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
-    return ", ".join(every[:_NAMED]) + more
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - _NAMES_SHOWN} more" if len(every) > _NAMES_SHOWN else ""
+    return ", ".join(every[:_NAMES_SHOWN]) + more
 
 
 def notes(study: Study) -> list[str]:
-    """Lines for below the table of a study."""
+    """Lines below the main table of a study."""
     plan, summary = study.plan, study.summary
     over = " and ".join(plan.grouping.over)
-    said = [f"mean ± standard deviation over {over}; 95 % intervals: {_INTERVALS[plan.interval]}"]
-    compared = summary[summary["method"] != plan.baseline]
-    tests = int(summary["p"].notna().sum())
-    if compared["pairs"].sum():
-        said.append(
-            f"against {plan.baseline}: pairs agree in {over}, data, noise, imbalance, student and recipe, and in the "
-            f"teacher if both have one; two-sided {_TESTS[plan.test]}, Holm correction "
-            f"over {some(tests, 'test')} of this table"
-        )
-        said.append(
-            "smallest to be found: the true difference that as many pairs find with 80 % power at their spread "
-            "(paired t test at 5 %, before any correction); less cannot be told from chance"
-        )
-        if len(fewer := compared[compared["pairs"] < compared["n"]]):
-            said.append(f"{some(len(fewer), 'row')} with fewer pairs than runs: only {over} that both have are paired")
-    elif len(compared):
-        said.append(f"no {plan.baseline} run has the data, student, recipe and {over} of any of these: no gains")
+    lines = [
+        f"mean ± standard deviation over {over}; 95 % CI: 95 % confidence interval, {_INTERVALS[plan.interval]}",
+        *_notes_on_pairs(study, over),
+    ]
     if plan.grouping.split:
-        said.append(f"split by {', '.join(plan.grouping.split)}, because the runs differ in it")
-    if (summary["teacher.condition"] == "same/clean").any():
-        said.append("teacher.condition same/clean: without noise and imbalance both are one")
-    for n, what in ((1, "no spread and no interval"), (2, "an interval of two runs is hardly one")):
+        lines.append(f"rows are split by {', '.join(plan.grouping.split)}, in which the runs differ")
+    if (summary["teacher.condition"] == BOTH_CONDITIONS).any():
+        lines.append(f"teacher.condition {BOTH_CONDITIONS}: without noise and imbalance, both are the same run")
+    for n, problem in (
+        (1, "no standard deviation and no confidence interval"),
+        (2, "a confidence interval from two runs says little"),
+    ):
         if count := int((summary["n"] == n).sum()):
-            said.append(f"n = {n} in {some(count, 'row')}: {what}")
+            lines.append(f"n = {n} in {counted(count, 'row')}: {problem}")
     if summary["published"].notna().any():
-        beside = summary[summary["published"].notna()].to_dict("records")
-        sources = {
-            f"{row['published_source']}, {row['published_protocol']}, "
-            + (some(int(row["published_runs"]), "run") if known(row["published_runs"]) else "number of runs not stated")
-            for row in beside
-        }
-        said.append(f"published: {'; '.join(sorted(sources))}")
-    if summary[list(ON_TEST)].notna().any(axis=None):
-        said.append(
-            "* selected on test, not comparable: what a best-on-test paper would have printed; used for nothing here"
+        rows = summary[summary["published"].notna()].to_dict("records")
+        lines.append(f"published: {'; '.join(sorted({_source(row) for row in rows}))}")
+    if summary[list(SELECTED_ON_TEST)].notna().any(axis=None):
+        lines.append(
+            "* selected on test data and so not comparable: what a paper that reports its best test accuracy would "
+            "print; used for nothing else here"
         )
     if study.missing:
-        without = f"{some(len(study.missing), 'run')} ({names(study.missing)})"
-        said.append(f"without {plan.metric.name}, and not in the table: {without}")
-    if (torch := study.runs["torch"].nunique()) > 1:
-        said.append(f"the runs were made with {torch} versions of torch")
-    return said
+        missing = f"{counted(len(study.missing), 'run')} ({listed(study.missing)})"
+        lines.append(f"not in the table, because without {plan.metric.name}: {missing}")
+    if (versions := study.runs["torch"].nunique()) > 1:
+        lines.append(f"the runs were made with {versions} versions of torch")
+    return lines
 
 
-def lacking(study: Study) -> str | None:
-    """Why there is no critical-difference plot, in words for the reader; None where there is one."""
+def _notes_on_pairs(study: Study, over: str) -> list[str]:
+    plan, summary = study.plan, study.summary
+    compared = summary[summary["method"] != plan.baseline]
+    if compared.empty:
+        return []
+    if not compared["pairs"].sum():
+        return [f"no gains: no {plan.baseline} run has the same data, student, recipe and {over} as any of these runs"]
+    lines = [
+        f"compared with {plan.baseline}: paired runs agree in {over}, data, noise, imbalance, student and recipe, and "
+        "in the teacher if both have one"
+    ]
+    if tests := int(summary["p"].notna().sum()):
+        lines.append(
+            f"p: two-sided {_TESTS[plan.test]}; p (Holm): after Holm correction over {counted(tests, 'test')}, all "
+            "those in this table"
+        )
+    if summary["resolvable"].notna().any():
+        lines.append(
+            "minimum detectable difference: the true difference that a paired t test (5 % level, uncorrected) detects "
+            "with 80 % power, given the number of pairs and their spread; smaller ones often go undetected"
+        )
+    if unpaired := int((compared["pairs"] < compared["n"]).sum()):
+        lines.append(
+            f"fewer pairs than runs in {counted(unpaired, 'row')}: runs without a {plan.baseline} run of the same "
+            f"{over} are not paired"
+        )
+    return lines
+
+
+def _source(row: dict[Any, Any]) -> str:
+    runs = row["published_runs"]
+    count = counted(int(runs), "run") if known(runs) else "number of runs not stated"
+    return f"{row['published_source']}, {row['published_protocol']}, {count}"
+
+
+def why_no_critical_difference(study: Study) -> str | None:
+    """Why there is no critical-difference plot, in words for the reader; None if there is one."""
     if len(study.ranks) < 3 or int(study.ranks["settings"].iloc[0]) < 5:
-        return "a critical-difference plot needs 3 contenders that were all run in 5 settings"
+        return "a critical-difference plot needs at least 3 methods, all run in at least 5 settings"
     return None if find_spec("autorank") else "pip install 'kdbench[stats]' adds a critical-difference plot to --html"
 
 
 def rank_notes(study: Study) -> list[str]:
-    """Lines for below the ranks."""
-    said = []
-    if not study.ranks.empty:
-        said.append("rank 1 is best, of the means over runs in each setting; Demšar, JMLR 7 (2006)")
-        said.append("win, tie, loss: the paired 95 % interval of the difference is above 0, holds it, is below")
-        if study.friedman is not None:
-            said.append(f"Friedman's test that all rank alike: p = {study.friedman:.3g}")
-        if study.unranked:
-            said.append(f"not ranked, since they lack a setting: {', '.join(study.unranked)}")
-        if why := lacking(study):
-            said.append(why)
-    return said
+    """Lines below the table of ranks; none without ranks."""
+    if study.ranks.empty:
+        return []
+    baseline = study.plan.baseline
+    lines = [
+        "average rank: of the means in each setting, 1 = best (Demšar, JMLR 7, 2006)",
+        "win/tie/loss: number of settings in which the 95 % confidence interval of the paired difference favours the "
+        f"method, contains 0, or favours {baseline}",
+    ]
+    if study.friedman is not None:
+        lines.append(f"Friedman test that all methods rank equally: p = {study.friedman:.3g}")
+    if study.unranked:
+        lines.append(f"not ranked because not run in every setting: {'; '.join(study.unranked)}")
+    if reason := why_no_critical_difference(study):
+        lines.append(reason)
+    return lines

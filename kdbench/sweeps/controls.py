@@ -82,7 +82,7 @@ def compare(name: str, method: list[float], control: list[float]) -> Comparison:
     around = interval(gains)
     if around.high is None:
         return Comparison(name, control, mean, None, "not resolved")
-    verdict = "not resolved" if around.holds_zero else "yes" if mean > 0 else "no"
+    verdict = "not resolved" if around.contains_zero else "yes" if mean > 0 else "no"
     return Comparison(name, control, mean, around.high - mean, verdict)
 
 

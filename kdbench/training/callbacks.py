@@ -9,7 +9,7 @@ import torch
 
 from kdbench.data.module import DataModule
 from kdbench.data.streams import derive
-from kdbench.evaluation.assessment import Memory
+from kdbench.evaluation.assessment import Memorisation
 from kdbench.evaluation.passes import score_student
 from kdbench.loggers import Guarded
 from kdbench.methods.machinery.module import DistillationModule
@@ -90,7 +90,7 @@ class History(pl.Callback):
         epochs = self.writer.record.epochs
         self.writer.restart_metrics(row for row in epochs if row["epoch"] < trainer.current_epoch)
         self.validation = self.data.val_dataloader()
-        self.memory = Memory(trainer, pl_module.teacher, self.data)
+        self.memorisation = Memorisation(trainer, pl_module.teacher, self.data)
         self._start_clock(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,7 +128,7 @@ class History(pl.Callback):
         scores: dict[str, float] = {}
         if self.data.val_size:
             scores |= {f"val/{key}": value for key, value in score_student(trainer, method, self.validation).items()}
-        scores |= {f"noisy/{name}": share for name, share in self.memory.shares(method.student).items()}
+        scores |= {f"noisy/{name}": share for name, share in self.memorisation.shares(method.student).items()}
         if self.test_every and (epoch + 1) % self.test_every == 0:
             test = score_student(trainer, method, self.data.test_dataloader())
             scores |= {f"test/{key}": value for key, value in test.items()}

@@ -17,7 +17,7 @@ from kdbench.data.module import DataModule
 from kdbench.data.streams import derive
 from kdbench.errors import UserError
 from kdbench.evaluation import attacks, corruptions
-from kdbench.evaluation.assessment import Memory, assess
+from kdbench.evaluation.assessment import Memorisation, assess
 from kdbench.evaluation.passes import answers
 from kdbench.models.features import Network, evaluating
 from kdbench.models.trained import sizes_of, trained_network
@@ -62,7 +62,7 @@ def evaluate(record: Record, attack: bool, images: int | None, folder: Path | No
     teacher = None if teacher is None else teacher.to(device)
     found = assess(engine, student, teacher, data)
     if data.wrong_size:
-        found["noisy"] = Memory(engine, teacher, data).shares(student)
+        found["noisy"] = Memorisation(engine, teacher, data).shares(student)
     if attack:
         found["attacks"] = attacked(student, teacher, data, device, images)
     if folder is not None and kinds is not None:

@@ -1,5 +1,6 @@
 """`kdbench`: what it lists, and that listing needs no torch."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -7,9 +8,10 @@ import sys
 import pytest
 import torch
 
-from kdbench import cli, config
-from kdbench.costs import most_allocated
+from kdbench import __version__, cli
+from kdbench.config.groups import options
 from kdbench.config.networks import NETWORKS
+from kdbench.speed.steps import most_allocated
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,11 @@ def test_most_allocated_is_what_was_alive_at_one_time():
 def test_bench_of_a_bad_override_is_one_line(capsys):
     assert cli.main(["bench", "dataset=fak"]) == 2
     assert "nearest: fake" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"kdbench {__version__}\n"
+    assert importlib.metadata.version("kdbench") == __version__

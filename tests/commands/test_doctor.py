@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdbench import doctor, loggers
+from kdbench import cli
+from kdbench.commands import doctor
+from kdbench.loggers import wandb as wandb_mirror
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +19,7 @@ def elsewhere(tmp_path, monkeypatch):
     """Folders of our own, and no key."""
     monkeypatch.setenv("KDBENCH_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("KDBENCH_OUTPUTS", str(tmp_path / "outputs"))
-    monkeypatch.setattr(loggers, "_has_key", lambda: False)
+    monkeypatch.setattr(wandb_mirror, "_has_key", lambda: False)
     for name in ("WANDB_SILENT", "WANDB_ERROR_REPORTING"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -29,7 +31,7 @@ def look(name: str) -> doctor.Check:
 
 
 def test_this_machine_is_fit(tmp_path, capsys):
-    assert doctor.main() == 0
+    assert cli.main(["doctor"]) == 0
     table = capsys.readouterr().out
     for name, _, detail in doctor.report():
         assert name in table
@@ -52,7 +54,7 @@ def test_malicious_lightning(monkeypatch, version):
     monkeypatch.setattr(doctor, "version", lambda package: version if package == "pytorch-lightning" else "1")
     assert look("lightning").status == "fail"
     assert look("lightning").detail.startswith(f"pytorch-lightning {version} is a malicious upload")
-    assert doctor.main() == 1
+    assert cli.main(["doctor"]) == 1
 
 
 def test_mixed_lightning(tmp_path, monkeypatch):
@@ -102,7 +104,7 @@ def test_outputs_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("KDBENCH_OUTPUTS", str(tmp_path / "file" / "outputs"))
     assert look("outputs").status == "fail"
     assert str(tmp_path / "file" / "outputs") in look("outputs").detail
-    assert doctor.main() == 1
+    assert cli.main(["doctor"]) == 1
 
 
 def test_little_disk(monkeypatch):
@@ -120,7 +122,7 @@ def test_wandb(monkeypatch):
     def invalid() -> bool:
         raise ValueError("WANDB_API_KEY invalid")
 
-    monkeypatch.setattr(loggers, "_has_key", invalid)
+    monkeypatch.setattr(wandb_mirror, "_has_key", invalid)
     assert look("W&B") == ("W&B", "warn", "off: WANDB_API_KEY invalid")
 
 
@@ -135,9 +137,9 @@ def test_a_look_that_breaks_is_a_failure(monkeypatch):
 
 def test_for_real(tmp_path):
     """In a process of its own, with W&B's own look-up, a narrow pipe and an empty home."""
-    command = [sys.executable, "-c", "from kdbench import doctor; raise SystemExit(doctor.main())"]
+    command = [sys.executable, "-c", "from kdbench import cli; raise SystemExit(cli.main(['doctor']))"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path(doctor.__file__).parents[1])}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path(doctor.__file__).parents[2])}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )

@@ -7,10 +7,11 @@ import sys
 import pytest
 import yaml
 
-from kdbench import config
-from kdbench.config import CONF, composed
+from kdbench.config.compose import compose
+from kdbench.config.groups import CONF, GROUPS, header, options
+from kdbench.config.overrides import from_overrides
+from kdbench.config.rules import Rule, leaves, rules_of
 from kdbench.errors import UserError
-from kdbench.config.rules import Rule
 
 FILES = sorted(str(path.relative_to(CONF))[:-5] for path in CONF.rglob("*/*.yaml"))
 PRESETS = [name for name in options("experiment") if "/" in name]
@@ -30,6 +31,7 @@ def test_every_leaf_has_a_rule_that_its_default_keeps(option):
     content = yaml.safe_load(text)
     content.pop("defaults", None)
     rules = rules_of(option)
+    assert "The comment behind each key is its rule" in text
     for key, value in leaves(content):
         assert key in rules, f"{option}: {key} has no rule"
         if value != "???" and not str(value).startswith("${"):
@@ -38,16 +40,15 @@ def test_every_leaf_has_a_rule_that_its_default_keeps(option):
 
 @pytest.mark.parametrize("option", FILES)
 def test_every_option_describes_itself(option):
-    assert len(config.description(option)) > 5
+    assert len(header(option)["what"]) > 5
 
 
 @pytest.mark.parametrize("option", [f for f in FILES if "/_" not in f])
 def test_every_option_composes(option):
     group, _, name = option.partition("/")
     words = [f"{group}={name}"] + (["dataset.root=x"] if name == "imagefolder" else [])
-    cfg, choices = composed(words)
-    assert choices[group] == name
-    assert cfg["seed"] == 0
+    assert compose(words)[1][group] == name
+    assert from_overrides(words)["seed"] == 0
 
 
 @pytest.mark.parametrize("recipe", options("recipe"))
@@ -85,12 +86,12 @@ def test_the_recipe_of_the_study_mirrors_borders_and_leaves_images_as_they_are_u
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_header_of_a_preset_says_how_to_run_it_and_its_smoke_form_composes(preset):
-    header = [line[2:] for line in (CONF / f"experiment/{preset}.yaml").read_text().splitlines() if line[:2] == "# "]
-    words = {line.split()[0]: line.split()[1:] for line in header if not line.startswith(" ")}
-    assert {"command", "smoke", "hardware", "claims"} <= words.keys()
-    assert words["command"][:3] == ["kdbench-train", "-m", f"experiment={preset}"]
-    assert words["smoke"][:2] == ["kdbench-train", f"experiment={preset}"]
-    cfg = from_overrides(words["smoke"][1:])
+    head = header(f"experiment/{preset}")
+    assert head["hardware"]
+    assert head["claims"]
+    assert head["command"][0].split()[:3] == ["kdbench-train", "-m", f"experiment={preset}"]
+    assert head["smoke"].split()[:2] == ["kdbench-train", f"experiment={preset}"]
+    cfg = from_overrides(head["smoke"].split()[1:])
     assert (cfg["recipe"]["epochs"], cfg["trainer"]["max_batches"]) == (1, 2)
 
 
@@ -191,7 +192,7 @@ BAD = {
 @pytest.mark.parametrize("override", BAD)
 def test_a_bad_override_is_one_line_that_names_it(override):
     with pytest.raises(UserError) as caught:
-        composed([override])
+        from_overrides([override])
     message = str(caught.value)
     assert "\n" not in message
     for word in BAD[override]:
@@ -214,5 +215,5 @@ def test_the_command_exits_with_2_and_that_line_alone(override, tmp_path):
 
 
 def test_checking_needs_no_torch():
-    code = "import sys, kdbench.train, kdbench.config as c; c.composed([]); sys.exit('torch' in sys.modules)"
+    code = "import sys, kdbench.train; from kdbench.specs.resolve import spec_of; spec_of([]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

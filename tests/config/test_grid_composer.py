@@ -1,11 +1,15 @@
 import itertools
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from hydra import compose
 from omegaconf import OmegaConf
 
-from kdbench import config
-from kdbench.composer import Composer
+from kdbench.config.check import _resolved
+from kdbench.config.compose import CONFIG_ERRORS, hydra_at_conf, without_hydra
+from kdbench.config.explain import explain
+from kdbench.config.grid_composer import GridComposer
 
 LINES = [
     [],
@@ -48,7 +52,7 @@ LINES = [
 def both():
     with hydra_at_conf() as loader:
         yield (
-            Composer(loader, "train", []),
+            GridComposer(loader, "train", []),
             lambda words: without_hydra(compose("train", overrides=words, return_hydra_config=True)),
         )
 
@@ -123,7 +127,7 @@ def test_presets_of_a_users_own_folder_keep_what_they_write(tmp_path):
     (tmp_path / "noise" / "mine.yaml").write_text("defaults: [symmetric, _self_]\nrate: 0.7\n")
     fixed = [f"hydra.searchpath=[file://{tmp_path}]"]
     with hydra_at_conf() as loader:
-        composer = Composer(loader, "train", fixed)
+        composer = GridComposer(loader, "train", fixed)
         for words in (["experiment=mine", "recipe=quick"], ["noise=mine", "seed=1"], ["experiment=mine", "noise=mine"]):
             by_hydra = compose("train", overrides=[*fixed, *words], return_hydra_config=True)
             assert seen(composer.compose(words)) == seen(without_hydra(by_hydra))
@@ -131,12 +135,99 @@ def test_presets_of_a_users_own_folder_keep_what_they_write(tmp_path):
         assert cfg.recipe.lr == 0.5
 
 
-def test_two_hundred_jobs_ask_hydra_once(both, monkeypatch):
-    composer, _ = both
-    fresh = Composer(composer._loader, "train", [])
+GRID = [
+    [f"method={method}", f"noise={noise}", f"seed={seed}", "student=resnet14"]
+    for method, noise, seed in itertools.product(["kd", "at", "dml", "ce"], ["none", "symmetric"], range(25))
+]
+
+
+def asked_of_hydra(monkeypatch, loader):
+    """Lists every configuration that Hydra itself composes from here on."""
     asked = []
-    load = composer._loader.load_configuration
-    monkeypatch.setattr(composer._loader, "load_configuration", lambda *a, **k: asked.append(a) or load(*a, **k))
-    for method, noise, seed in itertools.product(["kd", "at", "dml", "ce"], ["none", "symmetric"], range(25)):
-        fresh.compose([f"method={method}", f"noise={noise}", f"seed={seed}", "student=resnet14"])
-    assert len(asked) == 1
+    load = loader.load_configuration
+    monkeypatch.setattr(loader, "load_configuration", lambda *a, **k: asked.append(a) or load(*a, **k))
+    return asked
+
+
+def test_two_hundred_jobs_ask_hydra_three_times(monkeypatch):
+    with hydra_at_conf() as loader:
+        composer, asked = GridComposer(loader, "train", []), asked_of_hydra(monkeypatch, loader)
+        for overrides in GRID:
+            composer.compose(overrides)
+    assert len(asked) == 3  # the base of all jobs, and the first two jobs, to compare
+
+
+class PublicLoader:
+    """Hydra's loader with its public parts, and with what a test adds."""
+
+    def __init__(self, loader, **more):
+        self.real, self.used = loader, 0
+        vars(self).update(more)
+
+    def load_configuration(self, *args, **kwargs):
+        self.used += 1
+        return self.real.load_configuration(*args, **kwargs)
+
+
+def without_repository(monkeypatch, loader):
+    return PublicLoader(loader)
+
+
+def repository_takes_other_arguments(monkeypatch, loader):
+    return PublicLoader(loader, _parse_overrides_and_create_caching_repo=lambda: None)
+
+
+def repository_without_methods(monkeypatch, loader):
+    return PublicLoader(loader, _parse_overrides_and_create_caching_repo=lambda *_: (None, object()))
+
+
+def loading_takes_other_arguments(monkeypatch, loader):
+    repository = SimpleNamespace(group_exists=lambda name: True, load_config=lambda: None)
+    return PublicLoader(loader, _parse_overrides_and_create_caching_repo=lambda *_: (None, repository))
+
+
+def _whole(loader):
+    return PublicLoader(
+        loader, _parse_overrides_and_create_caching_repo=loader._parse_overrides_and_create_caching_repo
+    )
+
+
+def no_defaults_elements(monkeypatch, loader):
+    monkeypatch.setitem(sys.modules, "hydra.core.default_element", ModuleType("default_element"))
+    return _whole(loader)
+
+
+def no_way_to_apply_values(monkeypatch, loader):
+    monkeypatch.setitem(sys.modules, "hydra._internal.config_loader_impl", ModuleType("config_loader_impl"))
+    return _whole(loader)
+
+
+def values_take_other_arguments(monkeypatch, loader):
+    module = ModuleType("config_loader_impl")
+    module.ConfigLoaderImpl = SimpleNamespace(_apply_overrides_to_config=lambda: None)
+    monkeypatch.setitem(sys.modules, "hydra._internal.config_loader_impl", module)
+    return _whole(loader)
+
+
+def values_are_not_applied(monkeypatch, loader):
+    monkeypatch.setattr("kdbench.config.grid_composer.apply_values", lambda overrides, cfg: None)
+    return _whole(loader)
+
+
+FEW = [*GRID[:2], GRID[60], ["experiment=demo", "plus=[at]", "recipe=quick"], ["~method.alpha", "method=kd"]]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [without_repository, repository_takes_other_arguments, repository_without_methods, loading_takes_other_arguments,
+     no_defaults_elements, no_way_to_apply_values, values_take_other_arguments, values_are_not_applied],
+    ids=lambda part: part.__name__,
+)  # fmt: skip
+def test_without_a_private_part_of_hydra_the_grid_is_the_same(both, monkeypatch, part):
+    _, hydra = both
+    expected = [seen(hydra(overrides)) for overrides in FEW]
+    with hydra_at_conf() as real, monkeypatch.context() as patch:
+        loader = part(patch, real)
+        composer = GridComposer(loader, "train", [])
+        assert [seen(composer.compose(overrides)) for overrides in FEW] == expected
+    assert loader.used >= len(FEW)  # Hydra itself composed every job

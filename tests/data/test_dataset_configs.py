@@ -2,27 +2,28 @@ import re
 
 import pytest
 import yaml
-from tests.helpers.data import CONF, group
 
+from kdbench.config.groups import CONF, header, options
+from kdbench.config.rules import rules_of
 from kdbench.data import imbalance, noise, sources
+from tests.helpers.data import group
 
-FILES = sorted(f for g in ("dataset", "noise", "imbalance") for f in (CONF / g).glob("*.yaml"))
-# keys of one data set alone
+FILES = [f"{g}/{file.stem}" for g in ("dataset", "noise", "imbalance") for file in sorted((CONF / g).glob("*.yaml"))]
+DATASETS = options("dataset")
+# keys that only one data set has
 EXTRA = {"fake": {"num_train", "num_test", "seed"}}
 EXTRA["synmnist"] = EXTRA["fake"] | {"digits", "map_seed"}
-DATASETS = [f.stem for f in FILES if f.parent.name == "dataset" and not f.stem.startswith("_")]
-TYPE = r"(int|float|bool|str|list)( (>=? -?[\d.]+|in [\[(]-?[\d.]+, -?[\d.]+[\])]))?"
-RULE = rf"({TYPE}|[\w.]+(\|[\w.]+)+)( or null)?"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.stem}")
-def test_every_key_has_a_rule_and_keeps_it(file):
-    lines = file.read_text().splitlines()
-    if not file.stem.startswith("_"):
-        assert re.fullmatch(r"# [^;]+; [^;]+; [^;]+", lines[0])  # what it is; source; what it needs
-    keys = {key for key in yaml.safe_load(file.read_text()) if key != "defaults"}
-    ruled = {m[1] for line in lines if (m := re.fullmatch(rf"(\w+): .*?  # {RULE}: \S.*", line))}
-    assert ruled == keys
+@pytest.mark.parametrize("option", FILES)
+def test_every_key_has_a_rule_and_a_meaning(option):
+    text = (CONF / f"{option}.yaml").read_text()
+    assert header(option)["what"] == text.splitlines()[0].removeprefix("# ")
+    rules = rules_of(option)
+    keys = [key for key in yaml.safe_load(text) if key != "defaults"]
+    for key in keys:
+        assert re.search(rf"^{key}: .*  # {re.escape(rules[key].text)}: \S", text, re.MULTILINE)
+    assert len(re.findall(r"^\w+: .*  # ", text, re.MULTILINE)) == len(keys)
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -40,15 +41,11 @@ def test_every_source_has_a_data_set():
     assert {group("dataset", name)["source"] for name in DATASETS} == set(sources.SOURCES)
 
 
-def kinds(name):
-    return [f.stem for f in FILES if f.parent.name == name and not f.stem.startswith("_")]
-
-
-@pytest.mark.parametrize("name", kinds("noise"))
+@pytest.mark.parametrize("name", options("noise"))
 def test_noise_kinds_share_their_keys(name):
     config = group("noise", name)
     shared = {"name", "rate", "seed", "clean_validation"}
-    # `none` keeps include_true: so that its runs keep their ids
+    # `none` keeps include_true, so that the ids of its runs stay the same
     own = {"include_true"} if name == "none" else set(noise.KINDS[name])
     assert set(config) == shared | own
     assert config["name"] == name
@@ -56,7 +53,7 @@ def test_noise_kinds_share_their_keys(name):
     assert config["rate"] == (0 if name == "none" else None if name in noise.GIVEN else 0.4)
 
 
-@pytest.mark.parametrize("name", kinds("imbalance"))
+@pytest.mark.parametrize("name", options("imbalance"))
 def test_imbalance_kinds_have_the_keys_that_they_use(name):
     config = group("imbalance", name)
     assert set(config) == {"name"} | set(imbalance.KINDS[name])
@@ -64,9 +61,9 @@ def test_imbalance_kinds_have_the_keys_that_they_use(name):
 
 
 def test_every_kind_of_noise_and_imbalance_is_an_option():
-    assert kinds("noise") == sorted(noise.KINDS)
-    assert kinds("imbalance") == sorted(imbalance.KINDS)
+    assert options("noise") == sorted(noise.KINDS)
+    assert options("imbalance") == sorted(imbalance.KINDS)
 
 
-def test_the_licence_of_human_labels_is_said():
-    assert "CC BY-NC 4.0" in (CONF / "noise" / "human.yaml").read_text()
+def test_the_header_of_human_labels_names_their_licence():
+    assert "CC BY-NC 4.0" in header("noise/human")["what"]

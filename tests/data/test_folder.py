@@ -2,22 +2,21 @@ import os
 
 import numpy as np
 import pytest
-from tests.helpers.data import group, module, plant
 from PIL import Image
 
 from kdbench.data import folder, sources
-from kdbench.data.module import DataModule
 from kdbench.errors import UserError
+from tests.helpers.data import data_module, group, module, plant
 
 
-def own(root, **changes):
+def image_folder(root, **changes):
     return group("dataset", "imagefolder", root=str(root), image_size=8, **changes)
 
 
 def refusal(config):
-    """The one line that loading a data set ends with."""
+    """The message of the error, in one line, with which loading a data set fails."""
     with pytest.raises(UserError) as error:
-        DataModule(config, group("imbalance", "none"), group("noise", "none"), 1, 0).prepare()
+        data_module(config, batch_size=1).prepare()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -33,12 +32,12 @@ def test_images_labels_and_classes_of_a_tree(tmp_path):
         expected = np.asarray(image)
     assert test.labels.tolist() == [0] * 4 + [1] * 4
     assert np.array_equal((test.images[5] * 255).round().byte().permute(1, 2, 0).numpy(), expected)
-    (held,) = data.val_dataloader()
-    for index, label in zip(held.index.tolist(), held.labels.tolist(), strict=True):
+    (validation,) = data.val_dataloader()
+    for index, label in zip(validation.index.tolist(), validation.labels.tolist(), strict=True):
         assert label == index // 8  # position in the source's training set
 
 
-def test_a_named_set_reads_a_tree_and_checks_its_classes(tmp_path):
+def test_a_named_data_set_reads_a_tree_and_checks_its_classes(tmp_path):
     root = plant(tmp_path / "t", classes=[f"c{i}" for i in range(10)], train=2, test=1, size=32)
     data = module("cifar10", tree=str(root), batch_size=10)
     assert data.classes[3] == "c3"
@@ -50,21 +49,19 @@ def test_a_named_set_reads_a_tree_and_checks_its_classes(tmp_path):
 
 @pytest.mark.parametrize("loader", ["resident", "streaming"])
 @pytest.mark.parametrize(("channels", "mode"), [(1, "RGB"), (3, "L"), (3, "RGBA"), (3, "P"), (1, "LA")])
-def test_other_colours_and_sizes_are_converted(tmp_path, loader, channels, mode):
+def test_other_colour_modes_and_sizes_are_converted(tmp_path, loader, channels, mode):
     root = plant(tmp_path / "t", classes=("a", "b"), train=2, test=1)
     grey = np.full((20, 30), 80, np.uint8)
-    grey[:, :3] = grey[:, 27:] = 255  # outside the central square and what bilinear resizing sees of it
+    grey[:, :3] = grey[:, 27:] = 255  # outside the central square, and beyond the reach of bilinear resizing
     Image.fromarray(grey).convert(mode).save(root / "test/a/000.png")
-    stats = {"mean": [0.5], "std": [0.5]}
-    data = module(
-        "imagefolder", root=str(root), image_size=8, channels=channels, loader=loader, workers=0, batch_size=2, **stats
-    )
+    changes = {"channels": channels, "loader": loader, "workers": 0, "mean": [0.5], "std": [0.5]}
+    data = module("imagefolder", root=str(root), image_size=8, batch_size=2, **changes)
     (batch,) = data.test_dataloader()
     assert batch.images.shape == (2, channels, 8, 8)
     assert (batch.images[0] * 255).round().unique().tolist() == [80]
 
 
-def test_images_below_a_class_folder_count_and_other_files_do_not(tmp_path):
+def test_images_in_subfolders_of_a_class_count_and_other_files_do_not(tmp_path):
     root = plant(tmp_path / "t", train=2)
     (root / "train/ant/more").mkdir()
     os.replace(root / "train/ant/001.png", root / "train/ant/more/x.PNG")
@@ -81,7 +78,7 @@ def test_images_below_a_class_folder_count_and_other_files_do_not(tmp_path):
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_val_serves_as_the_test_folder_and_test_comes_first(tmp_path):
+def test_val_serves_as_the_test_folder_unless_test_has_the_classes(tmp_path):
     root = plant(tmp_path / "t")
     os.replace(root / "test", root / "val")
     assert folder.find(root, "k").test == root / "val"
@@ -92,7 +89,7 @@ def test_val_serves_as_the_test_folder_and_test_comes_first(tmp_path):
     assert folder.find(root, "k").test == root / "test"
 
 
-def test_tinyimagenet_as_its_archive_lays_it_out(tmp_path):
+def test_tinyimagenet_is_read_in_the_layout_of_its_archive(tmp_path):
     root = tmp_path / "tiny-imagenet-200"
     classes = [f"n{i:08d}" for i in range(200)]
     for name in classes:
@@ -113,15 +110,15 @@ def test_tinyimagenet_as_its_archive_lays_it_out(tmp_path):
     (test,) = data.test_dataloader()
     assert test.labels.tolist() == list(range(200))
     grey = (test.images.mean((1, 2, 3)) * 255).round()
-    assert (grey - (199 - test.labels)).abs().max() <= 1  # label k is image 199 - k; JPEG may be off by one
-    # the same tree given as the root itself
+    assert (grey - (199 - test.labels)).abs().max() <= 1  # label k is image 199 - k; JPEG may change it by one
+    # root may also be the tree itself
     assert module("tinyimagenet", root=str(root), batch_size=50).train_size == 200
     lines[0] = lines[0].replace(classes[-1], "n99999999")
     (root / "val/val_annotations.txt").write_text("\n".join(lines))
     assert "val_0.JPEG is of class n99999999" in refusal(group("dataset", "tinyimagenet", root=str(tmp_path)))
 
 
-def test_imagenet_is_cut_at_random_and_streams(tmp_path):
+def test_imagenet_is_cropped_at_random_and_streams(tmp_path):
     root = plant(tmp_path / "imagenet", classes=[f"n{i}" for i in range(1000)], train=1, test=1, size=2)
     os.replace(root / "test", root / "val")
     data = module("imagenet", root=str(tmp_path), image_size=16, workers=0)
@@ -133,59 +130,61 @@ def test_imagenet_is_cut_at_random_and_streams(tmp_path):
 @pytest.mark.parametrize("loader", ["resident", "streaming"])
 def test_a_damaged_file_is_named(tmp_path, loader):
     root = plant(tmp_path / "t")
-    bad = root / "train/bee/003.png"
-    bad.write_bytes(bad.read_bytes()[:60])
-    config = own(root, loader=loader, workers=0, val_fraction=0.0)
+    damaged = root / "train/bee/003.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    config = image_folder(root, loader=loader, workers=0, val_fraction=0.0)
     if loader == "resident":
-        assert refusal(config).startswith(f"{bad}: cannot be read as an image")
+        assert refusal(config).startswith(f"{damaged}: cannot be read as an image")
     else:
-        data = DataModule(config, group("imbalance", "none"), group("noise", "none"), 24, 0).prepare()
+        data = data_module(config, batch_size=24).prepare()
         with pytest.raises(UserError, match=r"bee/003\.png: cannot be read as an image"):
             list(data.train_dataloader())
 
 
-def test_what_is_wrong_with_a_tree_is_named(tmp_path):
+def test_the_message_tells_what_is_wrong_with_a_tree(tmp_path):
     assert "dataset.root=null" in refusal(group("dataset", "imagefolder", image_size=8))
     missing = tmp_path / "nowhere"
-    assert f"dataset.root={missing}: there is no folder {missing};" in refusal(own(missing))
+    assert f"dataset.root={missing}: there is no folder {missing};" in refusal(image_folder(missing))
     assert f"dataset.tree={missing}: there is no" in refusal(group("dataset", "cifar10", tree=str(missing)))
     root = plant(tmp_path / "t")
     os.replace(root / "test", root / "tests")
-    assert f"no folder {root / 'test'};" in refusal(own(root))
+    assert f"no folder {root / 'test'};" in refusal(image_folder(root))
     os.replace(root / "tests", root / "test")
     os.replace(root / "train", root / "trains")
-    assert f"no folder {root / 'train'};" in refusal(own(root))
+    assert f"no folder {root / 'train'};" in refusal(image_folder(root))
     (root / "train").mkdir()
-    assert "has no class folders" in refusal(own(root))
+    assert "has no class folders" in refusal(image_folder(root))
     (root / "train").rmdir()
     os.replace(root / "trains", root / "train")
     os.replace(root / "test/ant", root / "test/wasp")
-    assert refusal(own(root)).endswith("the classes of train and test differ in 2: ant, wasp")
+    assert refusal(image_folder(root)).endswith(
+        "the classes of train and test differ; 2 are in only one of them: ant, wasp"
+    )
     os.replace(root / "test/wasp", root / "test/ant")
     for image in (root / "train/cat").iterdir():
         image.unlink()
-    assert refusal(own(root)).startswith(f"{root / 'train/cat'}: no images in this class folder")
+    assert refusal(image_folder(root)).startswith(f"{root / 'train/cat'}: no images in this class folder")
 
 
-def test_a_fingerprint_follows_content_and_not_place(tmp_path):
+def test_a_fingerprint_depends_on_content_and_not_on_the_path(tmp_path):
     root = plant(tmp_path / "a")
-    first = sources.fingerprint(own(root))
+    first = sources.fingerprint(image_folder(root))
     assert first is not None
     assert len(first) == 16
-    assert sources.fingerprint(own(plant(tmp_path / "b"))) == first
+    assert sources.fingerprint(image_folder(plant(tmp_path / "b"))) == first
     assert sources.fingerprint(group("dataset", "cifar10", tree=str(root))) == first
     (root / "train/ant/notes.txt").write_text("not an image")
-    assert sources.fingerprint(own(root)) == first
+    assert sources.fingerprint(image_folder(root)) == first
     os.replace(root / "train/ant/000.png", root / "train/ant/zzz.png")
-    renamed = sources.fingerprint(own(root))
+    renamed = sources.fingerprint(image_folder(root))
     (root / "test/bee/000.png").write_bytes(b"12345")
-    assert len({first, renamed, sources.fingerprint(own(root))}) == 3
+    assert len({first, renamed, sources.fingerprint(image_folder(root))}) == 3
     assert sources.fingerprint(group("dataset", "digits")) is None
     assert sources.fingerprint(group("dataset", "imagenet")) is None
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (12, 10)])
-def test_image_size_is_that_of_the_first_image_if_it_is_square(tmp_path, shape):
+def test_image_size_defaults_to_that_of_a_square_first_image(tmp_path, shape):
     for part in ("train", "test"):
         for name in ("a", "b"):
             (tmp_path / part / name).mkdir(parents=True)

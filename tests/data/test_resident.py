@@ -4,16 +4,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tests.helpers.data import part, same
 
 from kdbench.data.batch import Training
 from kdbench.data.resident import ResidentLoader
+from tests.helpers.data import part, same
 
-SHIFTED = Training(seed=3, crop_padding=2, padding_mode="zero", flip=True)
+AUGMENTED = Training(seed=3, crop_padding=2, padding_mode="zero", flip=True)
 
 
 def literal(image: np.ndarray, top: int, left: int, flip: bool, padding: int, mode: str) -> np.ndarray:
-    """Crop and flip one (H, W, C) image as one would by hand."""
+    """Crop and flip one (H, W, C) image, pixel by pixel."""
     size = len(image)
     out = np.zeros_like(image)
     for y in range(size):
@@ -30,44 +30,44 @@ def literal(image: np.ndarray, top: int, left: int, flip: bool, padding: int, mo
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_batch_is_the_literal_crop_and_flip_of_each_image(mode, channels):
     data = part(7, size=6, channels=channels)
-    loader = ResidentLoader(data, 3, training=SHIFTED._replace(padding_mode=mode))
+    loader = ResidentLoader(data, 3, training=AUGMENTED._replace(padding_mode=mode))
     loader.set_epoch(5)
     order, corner, flip = (t.tolist() for t in loader._draw())
-    seen = 0
+    i = 0
     for batch in loader:
         for image, label, index in zip(*batch, strict=True):
-            which = order[seen]
-            assert (label, index) == (data.labels[which], data.index[which])
-            top, left = divmod(corner[seen] - which * 10 * 10, 10)
+            position = order[i]
+            assert (label, index) == (data.labels[position], data.index[position])
+            top, left = divmod(corner[i] - position * 10 * 10, 10)
             assert 0 <= top <= 4
             assert 0 <= left <= 4
-            expected = literal(data.images[which], top, left, bool(flip[seen]), 2, mode)
+            expected = literal(data.images[position], top, left, bool(flip[i]), 2, mode)
             assert np.array_equal((image * 255).round().byte().permute(1, 2, 0).numpy(), expected)
-            seen += 1
-    assert seen == 6
+            i += 1
+    assert i == 6
 
 
-def test_every_offset_and_both_flips_occur_equally_often():
-    loader = ResidentLoader(part(20_000, size=2), 100, training=SHIFTED)
+def test_all_offsets_and_both_flips_are_equally_likely():
+    loader = ResidentLoader(part(20_000, size=2), 100, training=AUGMENTED)
     order, corner, flip = loader._draw()
     offset = corner - order * 36
     counts = torch.bincount(offset // 6 * 5 + offset % 6, minlength=25)
     assert len(counts) == 25
-    assert counts.min() > 700  # of 800 expected; four standard deviations are 110
+    assert counts.min() > 700  # 800 are expected; four standard deviations are 110
     assert abs(flip.float().mean() - 0.5) < 0.015
 
 
-def test_an_epoch_has_every_sample_once_but_for_the_dropped_rest():
-    loader = ResidentLoader(part(10), 4, training=SHIFTED)
+def test_an_epoch_has_every_sample_once_except_for_the_dropped_ones():
+    loader = ResidentLoader(part(10), 4, training=AUGMENTED)
     left_out = set()
     for epoch in range(60):
         loader.set_epoch(epoch)
         batches = list(loader)
         assert len(batches) == len(loader) == 2
-        seen = torch.cat([b.index for b in batches]).tolist()
-        assert len(set(seen)) == 8
-        left_out |= set(range(0, 100, 10)) - set(seen)
-    assert len(left_out) == 10  # other ones each time
+        index = torch.cat([b.index for b in batches]).tolist()
+        assert len(set(index)) == 8
+        left_out |= set(range(0, 100, 10)) - set(index)
+    assert len(left_out) == 10  # different ones each time
 
 
 def test_evaluation_keeps_order_images_and_the_last_partial_batch():
@@ -91,7 +91,7 @@ def test_without_padding_and_flip_training_only_shuffles():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_batches_are_float_channels_last(channels):
-    batch = next(iter(ResidentLoader(part(8, channels=channels), 4, training=SHIFTED)))
+    batch = next(iter(ResidentLoader(part(8, channels=channels), 4, training=AUGMENTED)))
     assert batch.images.shape == (4, channels, 6, 6)
     assert batch.images.dtype == torch.float32
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -101,58 +101,58 @@ def test_batches_are_float_channels_last(channels):
 
 
 def test_an_epoch_depends_on_seed_and_epoch_and_on_nothing_else():
-    one, other = (ResidentLoader(part(), 4, training=SHIFTED) for _ in range(2))
-    list(one)  # an epoch more than the other has seen
+    loader, other = (ResidentLoader(part(), 4, training=AUGMENTED) for _ in range(2))
+    list(loader)  # one epoch more than the other
     torch.manual_seed(1)
-    for loader in (one, other):
-        loader.set_epoch(2)
-    assert same(one, other)
-    assert same(one, other)  # nothing moves by looking
-    one.set_epoch(3)
-    assert not same(one, other)
-    elsewhere = ResidentLoader(part(), 4, training=SHIFTED._replace(seed=4))
-    elsewhere.set_epoch(2)
-    assert not same(elsewhere, other)
+    loader.set_epoch(2)
+    other.set_epoch(2)
+    assert same(loader, other)
+    assert same(loader, other)  # iterating changes nothing
+    loader.set_epoch(3)
+    assert not same(loader, other)
+    other_seed = ResidentLoader(part(), 4, training=AUGMENTED._replace(seed=4))
+    other_seed.set_epoch(2)
+    assert not same(other_seed, other)
 
 
 def test_the_global_random_state_is_left_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    list(ResidentLoader(part(), 4, training=SHIFTED))
+    list(ResidentLoader(part(), 4, training=AUGMENTED))
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_epoch_set_after_iter_counts():
+def test_an_epoch_set_after_iter_takes_effect():
     """Lightning makes the iterator before it sets the first epoch."""
-    one, other = (ResidentLoader(part(), 4, training=SHIFTED) for _ in range(2))
-    iterator = iter(one)
-    for loader in (one, other):
-        loader.set_epoch(4)
+    loader, other = (ResidentLoader(part(), 4, training=AUGMENTED) for _ in range(2))
+    iterator = iter(loader)
+    loader.set_epoch(4)
+    other.set_epoch(4)
     assert same(iterator, other)
 
 
-DRAWN = """
+BATCHES_HASH = """
 import hashlib, numpy as np
 from kdbench.data.batch import Part, Training
 from kdbench.data.resident import ResidentLoader
 images = np.random.default_rng(0).integers(0, 256, (10, 6, 6, 3), np.uint8)
 loader = ResidentLoader(Part(images, np.arange(10), np.arange(10)), 4, training=Training(3, 2, "zero", True))
 loader.set_epoch(9)
-drawn = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for b in loader for t in b)).hexdigest()
+batches_hash = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for b in loader for t in b)).hexdigest()
 """
 
 
 def test_another_process_draws_the_same_batches():
-    code = DRAWN + "print(drawn)"
+    code = BATCHES_HASH + "print(batches_hash)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     here: dict[str, str] = {}
-    exec(DRAWN, here)
-    assert here["drawn"] == other.strip()
+    exec(BATCHES_HASH, here)
+    assert here["batches_hash"] == other.strip()
 
 
 @pytest.mark.gpu
-def test_batches_live_on_the_gpu_and_equal_those_of_the_cpu():
-    cpu = list(ResidentLoader(part(64), 8, "cpu", SHIFTED))
-    gpu = list(ResidentLoader(part(64), 8, "cuda", SHIFTED))
+def test_batches_are_on_the_gpu_and_equal_those_on_the_cpu():
+    cpu = list(ResidentLoader(part(64), 8, "cpu", AUGMENTED))
+    gpu = list(ResidentLoader(part(64), 8, "cuda", AUGMENTED))
     assert all(t.is_cuda for b in gpu for t in b)
     assert same(cpu, (b._make(t.cpu() for t in b) for b in gpu))

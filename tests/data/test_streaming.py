@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from tests.helpers.data import part, plant, same
 from PIL import Image
 
 from kdbench.data import folder
@@ -9,38 +8,40 @@ from kdbench.data.batch import Part, Training
 from kdbench.data.resident import ResidentLoader
 from kdbench.data.streaming import StreamingLoader
 from kdbench.errors import UserError
+from tests.helpers.data import part, plant, same
 
-SHIFTED = Training(seed=3, crop_padding=2, padding_mode="zero", flip=True)
+AUGMENTED = Training(seed=3, crop_padding=2, padding_mode="zero", flip=True)
 
 
-def stream(workers: int = 0, training: Training | None = SHIFTED, data: Part | None = None, size: int = 6, **more):
-    data = data or part(10, size=size)
-    return StreamingLoader(data, size, data.images.shape[-1], 4, "cpu", training, workers=workers, **more)
+def stream(workers=0, training=AUGMENTED, data=None):
+    """A streaming loader of 6x6 images in batches of 4."""
+    data = data or part(10)
+    return StreamingLoader(data, 6, data.images.shape[-1], 4, "cpu", training, workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_can_be_repeated_by_a_new_loader_with_any_number_of_workers(workers):
-    one, other = stream(), stream(workers)
+def test_another_loader_with_any_number_of_workers_repeats_an_epoch(workers):
+    loader, other = stream(), stream(workers)
     for epoch in (0, 2):
-        one.set_epoch(epoch)
+        loader.set_epoch(epoch)
         other.set_epoch(epoch)
-        assert same(one, other)
-    one.set_epoch(3)
-    assert not same(one, other)
+        assert same(loader, other)
+    loader.set_epoch(3)
+    assert not same(loader, other)
 
 
-def test_order_is_that_of_the_resident_loader_and_no_sample_comes_twice():
-    streaming, resident = stream(), ResidentLoader(part(10), 4, training=SHIFTED)
+def test_the_order_is_that_of_the_resident_loader_without_duplicates():
+    streaming, resident = stream(), ResidentLoader(part(10), 4, training=AUGMENTED)
     for loader in (streaming, resident):
         loader.set_epoch(7)
-    seen = [torch.cat([b.index for b in loader]) for loader in (streaming, resident)]
-    assert torch.equal(*seen)
-    assert len(set(seen[0].tolist())) == 8
+    index, expected = (torch.cat([b.index for b in loader]) for loader in (streaming, resident))
+    assert torch.equal(index, expected)
+    assert len(set(index.tolist())) == 8
     assert len(streaming) == len(resident) == 2
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_test_images_are_those_of_the_resident_loader(channels):
+def test_evaluation_images_are_those_of_the_resident_loader(channels):
     data = part(10, channels=channels)
     assert same(stream(training=None, data=data), ResidentLoader(data, 4))
 
@@ -58,7 +59,7 @@ def test_decoded_files_are_those_of_the_resident_loader(tmp_path):
 def test_augmented_images_are_crops_of_the_padded_image(mode):
     data = part(8)
     padded = np.pad(data.images, ((0, 0), (2, 2), (2, 2), (0, 0)), "constant" if mode == "zero" else "reflect")
-    for batch in stream(training=SHIFTED._replace(padding_mode=mode), data=data):
+    for batch in stream(training=AUGMENTED._replace(padding_mode=mode), data=data):
         for image, _, index in zip(*batch, strict=True):
             pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
             source = padded[index // 10]
@@ -81,13 +82,13 @@ def test_the_global_random_state_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_random_resized_crop_and_its_test_image(tmp_path):
+def test_random_resized_crop_in_training_and_centre_crop_in_evaluation(tmp_path):
     ramp = np.tile(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (1, 128, 3))
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     names = np.array([bytes(tmp_path / "ramp.png")] * 4)
     data = Part(names, np.zeros(4, np.int64), np.arange(4))
-    cropped = Training(0, None, "zero", False)
-    (batch,) = StreamingLoader(data, 16, 3, 4, training=cropped, border=0.0625)
+    training = Training(0, None, "zero", False)
+    (batch,) = StreamingLoader(data, 16, 3, 4, training=training, border=0.0625)
     assert batch.images.shape == (4, 3, 16, 16)
     assert len({image.sum().item() for image in batch.images}) == 4
     (batch,) = StreamingLoader(data, 16, 3, 4, border=0.0625)
@@ -99,9 +100,10 @@ def test_random_resized_crop_and_its_test_image(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_file_is_named_in_one_line(tmp_path, workers):
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    data = Part(np.array([bytes(tmp_path / "bad.png")]), np.zeros(1, np.int64), np.zeros(1, np.int64))
+    path = tmp_path / "damaged.png"
+    path.write_bytes(b"no image")
+    data = Part(np.array([bytes(path)]), np.zeros(1, np.int64), np.zeros(1, np.int64))
     with pytest.raises(UserError) as error:
         list(StreamingLoader(data, 6, 3, 1, workers=workers))
-    assert str(error.value).startswith(str(tmp_path / "bad.png"))
+    assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Fidelity to the teacher; CKA against Kornblith et al. (ICML 2019), in its N x N form."""
+"""Fidelity to the teacher; CKA compared with the N x N form of Kornblith et al. (ICML 2019)."""
 
 import math
 
@@ -13,13 +13,13 @@ def random(seed, *size):
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_agreement_is_the_share_of_equal_first_choices():
+def test_agreement_is_the_share_of_equal_predictions():
     student = torch.tensor([[3.0, 1, 0], [0, 2, 1], [0, 1, 2], [5, 0, 0]])
     teacher = torch.tensor([[1.0, 0, 0], [0, 1, 2], [0, 1, 9], [1, 2, 0]])
     assert agreement(student, teacher) == 0.5
 
 
-def test_kl_is_of_the_student_from_the_teacher():
+def test_kl_is_from_the_teacher_to_the_student():
     student, teacher = 2 * random(1, 9, 6), 2 * random(2, 9, 6)
     total = 0.0
     for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
@@ -61,7 +61,7 @@ def test_cka_ignores_rotation_scale_and_shift():
     assert cka(x, -1e3 * x @ rotation + 7) == pytest.approx(1, abs=1e-12)
     assert cka(x @ rotation + 3, 1e-6 * y) == pytest.approx(cka(x, y), abs=1e-12)
     stretch = torch.tensor([10.0] + 7 * [1.0], dtype=torch.float64)
-    assert cka(x, x * stretch) < 0.9  # not every linear map
+    assert cka(x, x * stretch) < 0.9  # not invariant to every linear map
 
 
 def test_cka_of_uncorrelated_features_is_zero():
@@ -76,7 +76,7 @@ def test_cka_of_a_constant_embedding_is_none():
     assert cka(x, torch.zeros(10, 2)) is None
 
 
-def test_cka_makes_no_matrix_of_samples():
+def test_cka_does_not_build_an_n_by_n_matrix():
     n = 200_000  # N x N in float64 would be 298 GiB
     x = random(9, n, 4)
     assert cka(x, x) == pytest.approx(1, abs=1e-12)

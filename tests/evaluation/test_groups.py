@@ -11,7 +11,7 @@ PREDICTIONS = torch.tensor([0, 0, 0, 1, 1, 3, 0, 4, 4, 2])
 ACCURACIES = [0.75, 0.5, 0.0, None, pytest.approx(2 / 3)]
 
 
-def test_per_class_is_none_where_the_test_set_has_none():
+def test_per_class_is_none_for_a_class_without_test_images():
     assert per_class(PREDICTIONS, LABELS, 5) == ACCURACIES
 
 
@@ -19,10 +19,10 @@ def test_per_class_and_balanced_accuracy_agree_with_torchmetrics():
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(6, (500,), generator=generator)
     predictions = torch.where(torch.rand(500, generator=generator) < 0.4, labels, (labels * 5 + 1) % 6)
-    found = per_class(predictions, labels, 6)
-    assert found == pytest.approx(multiclass_accuracy(predictions, labels, 6, average=None).tolist(), abs=1e-6)
+    accuracies = per_class(predictions, labels, 6)
+    assert accuracies == pytest.approx(multiclass_accuracy(predictions, labels, 6, average=None).tolist(), abs=1e-6)
     macro = multiclass_accuracy(predictions, labels, 6, average="macro").item()
-    assert balanced_accuracy(found) == pytest.approx(macro, abs=1e-6)
+    assert balanced_accuracy(accuracies) == pytest.approx(macro, abs=1e-6)
 
 
 def test_balanced_accuracy_is_over_the_classes_that_occur():
@@ -45,7 +45,7 @@ def test_a_group_without_test_images_is_none():
     assert by_shots([0.5, None], np.array([500, 5])) == {"many": 0.5, "medium": None, "few": None}
 
 
-def test_groups_and_the_data_count_the_same_classes():
+def test_groups_are_those_counted_in_the_record_of_the_data():
     counts = np.array([1000, 101, 100, 60, 20, 19, 0])
     masks = imbalance.shot_groups(counts)
     assert {name: mask.tolist() for name, mask in masks.items()} == {
@@ -57,8 +57,7 @@ def test_groups_and_the_data_count_the_same_classes():
 
 
 def test_groups_of_a_test_set():
-    found = groups(PREDICTIONS, LABELS, np.array([300, 200, 50, 30, 5]))
-    assert found == {
+    assert groups(PREDICTIONS, LABELS, np.array([300, 200, 50, 30, 5])) == {
         "balanced_accuracy": pytest.approx((0.75 + 0.5 + 0 + 2 / 3) / 4),
         "per_class": ACCURACIES,
         "many": 0.625,

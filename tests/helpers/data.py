@@ -1,6 +1,6 @@
-"""Configs as the entry point would compose them, small image trees, and batches compared."""
+"""Groups of `conf/` as plain dicts, their data checked and loaded, small image trees, and batches compared."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from kdbench.data.batch import Batch, Part
+from kdbench.config.groups import CONF
+from kdbench.data import imbalance as class_imbalance
+from kdbench.data import noise as label_noise
+from kdbench.data import sources
+from kdbench.data.batch import Batch, Images, Part
 from kdbench.data.module import DataModule
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def group(name: str, choice: str, /, **changes: Any) -> dict[str, Any]:
@@ -25,26 +27,45 @@ def group(name: str, choice: str, /, **changes: Any) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
-def module(
-    dataset: str = "fake",
-    noise: dict | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    imbalance: dict | None = None,
-    **changes: Any,
-) -> DataModule:
-    """A loaded DataModule; ``changes`` go to the data set's options."""
-    noise = noise or group("noise", "none")
-    config = group("dataset", dataset, **changes)
-    return DataModule(config, imbalance or group("imbalance", "none"), noise, batch_size, seed).prepare()
-
-
 def symmetric(**changes: Any) -> dict[str, Any]:
+    """The group `noise=symmetric`, with some keys changed."""
     return group("noise", "symmetric", **changes)
 
 
+def load(dataset: Mapping[str, Any]) -> tuple[Images, Images]:
+    """Training and test set of a `dataset` group, which is checked first."""
+    return sources.load(dataset, sources.check(dataset))
+
+
+def data_module(
+    dataset: Mapping[str, Any],
+    imbalance: Mapping[str, Any] | None = None,
+    noise: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> DataModule:
+    """A DataModule of groups that are checked first, as for a run; not loaded yet."""
+    imbalance, noise = imbalance or group("imbalance", "none"), noise or group("noise", "none")
+    sizes = sources.check(dataset)
+    class_imbalance.check(imbalance, sizes.num_classes)
+    label_noise.check(noise, sizes.num_classes, dataset["source"])
+    return DataModule(dataset, imbalance, noise, sizes, batch_size, seed)
+
+
+def module(
+    dataset: str = "fake",
+    noise: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    imbalance: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> DataModule:
+    """A loaded DataModule; `changes` go to the data set's options."""
+    return data_module(group("dataset", dataset, **changes), imbalance, noise, batch_size, seed).prepare()
+
+
 def part(count: int = 10, size: int = 6, channels: int = 3) -> Part:
-    """Random images whose labels and index tell which one they are."""
+    """Random images; labels and index identify each of them."""
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, channels), np.uint8)
     return Part(images, np.arange(count) % 3, np.arange(count) * 10)
 
@@ -63,7 +84,7 @@ def plant(
     return root
 
 
-def same(one: Iterable[Batch], other: Iterable[Batch]) -> bool:
-    """Whether two runs over loaders gave the same batches, bit for bit."""
-    pairs = list(zip(one, other, strict=True))
+def same(batches: Iterable[Batch], others: Iterable[Batch]) -> bool:
+    """Whether two loaders give the same batches, bit for bit."""
+    pairs = list(zip(batches, others, strict=True))
     return all(torch.equal(a, b) for left, right in pairs for a, b in zip(left, right, strict=True))

@@ -1,10 +1,12 @@
-"""What the formula tests share."""
+"""Shared by the tests of formulas."""
+
+import math
 
 import torch
 
 
 def numeric_gradient(function, x, step=1e-6):
-    """Central differences of a function of x."""
+    """Central differences of a scalar function of x."""
     gradient = torch.empty_like(x)
     for i in range(x.numel()):
         shift = torch.zeros_like(x)
@@ -14,5 +16,12 @@ def numeric_gradient(function, x, step=1e-6):
 
 
 def random(seed, *size):
+    """Standard normal float64 numbers."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+
+def softmax(logits, temperature=1.0):
+    """exp(z_k / T) / sum_j exp(z_j / T) of one sample."""
+    powers = [math.exp(z / temperature) for z in logits]
+    return [power / sum(powers) for power in powers]

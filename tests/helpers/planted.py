@@ -1,4 +1,4 @@
-"""A method with an accident: what launchers of real sweeps meet, at will."""
+"""A method that crashes on demand, for tests of launchers and sweeps."""
 
 import os
 import signal
@@ -7,9 +7,9 @@ from kdbench.methods.ce import CE
 
 
 class KilledWhenLarge(CE):
-    """Cross-entropy, but the process is killed in the first step of a network of more than 100,000 parameters."""
+    """Cross-entropy, but the process is killed in the first step of a network with more than 100,000 parameters."""
 
-    def losses(self, student, teacher, batch):
+    def losses(self, student, batch):
         if sum(parameter.numel() for parameter in self.student.parameters()) > 100_000:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().losses(student, teacher, batch)
+        return super().losses(student, batch)

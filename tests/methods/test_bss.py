@@ -6,26 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.methods.bss import BSS, attack_classes, base_samples, boundary_samples, falling
+from kdbench.methods.bss import attack_classes, base_samples, boundary_samples, linear_decay
+from kdbench.methods.create import create
 from kdbench.methods.kd import soft_cross_entropy
-
-
-def softmax(logits, temperature=1.0):
-    """exp(z_k / T) / sum_j exp(z_j / T) of one sample."""
-    powers = [math.exp(v / temperature) for v in logits]
-    return [v / sum(powers) for v in powers]
-
-
-def normal(seed, *shape):
-    """Standard normal float64 numbers."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
+from tests.helpers.methods import config_of
+from tests.helpers.numeric import random, softmax
 
 # ------------------------------------------------------------------------------------------- soft cross-entropy
 
 
 def literal_cross_entropy(student, teacher, temperature):
-    """- sum_k p_ik log q_ik by sample, p and q the softmax of teacher and student at T; no T^2."""
+    """- sum_k p_ik log q_ik for each sample i, p and q the softmax of teacher and student at T; no T^2."""
     rows = zip(student.tolist(), teacher.tolist(), strict=True)
     pairs = [(softmax(s, temperature), softmax(t, temperature)) for s, t in rows]
     return [-sum(pk * math.log(qk) for pk, qk in zip(p, q, strict=True)) for q, p in pairs]
@@ -33,7 +24,7 @@ def literal_cross_entropy(student, teacher, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 20.0])
 def test_soft_cross_entropy_value_and_gradient(temperature):
-    student, teacher = 3 * normal(1, 7, 11), 3 * normal(2, 7, 11)
+    student, teacher = 3 * random(1, 7, 11), 3 * random(2, 7, 11)
     student.requires_grad_()
     loss = soft_cross_entropy(student, teacher, temperature)
     assert loss.tolist() == pytest.approx(literal_cross_entropy(student, teacher, temperature), abs=1e-12, rel=1e-12)
@@ -59,26 +50,26 @@ def test_soft_cross_entropy_of_saturated_logits_is_finite():
 # ------------------------------------------------------------------------------------------- weights by epoch
 
 
-def test_falling_is_the_papers_schedule():
+def test_weights_fall_as_in_the_paper():
     # e = 1..80: 1 + 3 (1 - e/E) of the clean samples, max(2 (1 - 4/3 e/E), 0) of the boundary samples
     for e in range(1, 81):
-        assert falling(4.0, 1.0, 1.0, e - 1, 80) == pytest.approx(1 + 3 * (1 - e / 80), abs=1e-12)
-        assert falling(2.0, 0.0, 0.75, e - 1, 80) == pytest.approx(max(2 * (1 - 4 / 3 * e / 80), 0), abs=1e-12)
+        assert linear_decay(4.0, 1.0, 1.0, e - 1, 80) == pytest.approx(1 + 3 * (1 - e / 80), abs=1e-12)
+        assert linear_decay(2.0, 0.0, 0.75, e - 1, 80) == pytest.approx(max(2 * (1 - 4 / 3 * e / 80), 0), abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("start", "end", "until", "epoch", "value"),
     [(4, 1, 1, 0, 3.9625), (4, 1, 1, 79, 1), (2, 0, 0.75, 39, 2 / 3), (2, 0, 0.75, 59, 0), (2, 0, 0.75, 79, 0)],
 )
-def test_falling_at_known_epochs(start, end, until, epoch, value):
-    assert falling(start, end, until, epoch, 80) == pytest.approx(value, abs=1e-12)
+def test_weights_at_known_epochs(start, end, until, epoch, value):
+    assert linear_decay(start, end, until, epoch, 80) == pytest.approx(value, abs=1e-12)
 
 
 # ------------------------------------------------------------------------------------------- base samples
 
 
 def literal_base_samples(student, teacher, labels, count):
-    """Of the samples both get right, the `count` largest sum_{k != y} (p_t,k - p_s,k)^2."""
+    """Of the samples that both classify correctly, those with the `count` largest sum_{k != y} (p_t,k - p_s,k)^2."""
     distance = {}
     for i, (s, t, y) in enumerate(zip(student.tolist(), teacher.tolist(), labels.tolist(), strict=True)):
         if s.index(max(s)) == y == t.index(max(t)):
@@ -89,9 +80,9 @@ def literal_base_samples(student, teacher, labels, count):
 
 @pytest.fixture
 def classified():
-    """Logits of a student and a teacher, and labels, that agree on some of 24 samples."""
-    teacher = 2 * normal(3, 24, 5)
-    student, labels = teacher + 1.5 * normal(4, 24, 5), teacher.argmax(1)
+    """Logits of a student and a teacher, and labels, for 24 samples; they agree on some of them."""
+    teacher = 2 * random(3, 24, 5)
+    student, labels = teacher + 1.5 * random(4, 24, 5), teacher.argmax(1)
     labels[::5] = (labels[::5] + 1) % 5
     return student, teacher, labels
 
@@ -100,16 +91,16 @@ def classified():
 def test_base_samples(classified, count):
     expected = literal_base_samples(*classified, count)
     assert len(literal_base_samples(*classified, 24)) in range(10, 20)  # both more and fewer than the counts here
-    index, share = base_samples(*classified, count)
+    index, weights = base_samples(*classified, count)
     n = len(expected)
-    assert index.shape == share.shape == (count,)
+    assert index.shape == weights.shape == (count,)
     assert index.dtype == torch.int64
     assert sorted(index[:n].tolist()) == sorted(expected)
     assert set(index.tolist()) == set(expected)  # the slots beyond repeat them
-    assert share.tolist() == pytest.approx([1 / n] * n + [0] * (count - n), rel=1e-6)
+    assert weights.tolist() == pytest.approx([1 / n] * n + [0] * (count - n), rel=1e-6)
 
 
-def test_the_true_class_is_no_part_of_the_ranking():
+def test_the_ranking_ignores_the_label():
     # over k != y: 0.03 and 0.04; with k = y: 0.12 and 0.08
     teacher = torch.tensor([[0.4, 0.2, 0.2, 0.2], [0.5, 0.3, 0.1, 0.1]], dtype=torch.float64).log()
     student = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1]], dtype=torch.float64).log()
@@ -117,25 +108,25 @@ def test_the_true_class_is_no_part_of_the_ranking():
     assert index.tolist() == [1]
 
 
-def test_no_base_sample_gives_no_share():
+def test_weights_are_zero_where_no_sample_qualifies():
     logits = torch.eye(4, dtype=torch.float64)
     wrong = torch.tensor([1, 2, 3, 0])
-    right = torch.arange(4)
+    labels = torch.arange(4)
     for student, teacher in [(logits[wrong], logits), (logits, logits[wrong]), (logits[wrong], logits[wrong])]:
-        index, share = base_samples(student, teacher, right, 3)
-        assert share.tolist() == [0, 0, 0]
+        index, weights = base_samples(student, teacher, labels, 3)
+        assert weights.tolist() == [0, 0, 0]
         assert all(i in range(4) for i in index.tolist())
 
 
-def test_base_samples_have_no_shape_of_the_data(classified):
-    index, share = base_samples(*(t.to("meta") for t in classified), 6)
-    assert index.shape == share.shape == (6,)
+def test_shapes_of_base_samples_do_not_depend_on_the_data(classified):
+    index, weights = base_samples(*(t.to("meta") for t in classified), 6)
+    assert index.shape == weights.shape == (6,)
 
 
 # ------------------------------------------------------------------------------------------- attack classes
 
 
-def test_attack_classes_follow_the_teacher_without_its_first_class():
+def test_attack_classes_follow_the_teacher_without_its_first_choice():
     logits, n = [1.0, 3.0, 0.0, -1.0, 2.0], 40_000
     torch.manual_seed(5)
     drawn = attack_classes(torch.tensor(logits, dtype=torch.float64).expand(n, -1))
@@ -151,7 +142,7 @@ def test_attack_classes_follow_the_teacher_without_its_first_class():
 
 
 def test_attack_classes_of_two_are_the_other():
-    teacher = normal(6, 50, 2)
+    teacher = random(6, 50, 2)
     assert attack_classes(teacher).tolist() == (1 - teacher.argmax(1)).tolist()
 
 
@@ -175,28 +166,31 @@ def test_attack_classes_far_below_the_first_are_other_classes(low):
     assert (drawn != teacher.argmax(1)).all()
 
 
-# ------------------------------------------------------------------------------------------- walk to the boundary
+# ------------------------------------------------------------------------------------------- steps to the boundary
 
 MEAN, STD = np.array([0.5, 0.4, 0.3]).reshape(3, 1, 1), np.array([0.25, 0.5, 0.1]).reshape(3, 1, 1)
 SCALE = torch.from_numpy(1 / STD)[None]
 
 
 class Quadratic:
-    """Teacher whose logits are s_k = sum(w_k x_n + c_k x_n^2 / 2) of the normalised image x_n = (x - mean) / std."""
+    """A teacher with logits s_k = sum(w_k x_n + c_k x_n^2 / 2), where x_n = (x - mean) / std is the normalised image."""
 
     def __init__(self, classes, curvature, mean=MEAN, std=STD):
-        self.w = 0.3 * normal(8, classes, 3, 4, 4)
-        self.c = curvature * normal(9, classes, 3, 4, 4)
+        self.w = 0.3 * random(8, classes, 3, 4, 4)
+        self.c = curvature * random(9, classes, 3, 4, 4)
         self.mean, self.std = torch.from_numpy(mean), torch.from_numpy(std)
 
     def __call__(self, images):
         x = ((images - self.mean) / self.std)[:, None]
         return (self.w * x + self.c * x**2 / 2).sum((2, 3, 4))
 
-    def walk(self, image, target, steps, eta):
-        """x_n <- clip(x_n + eta (s_b - s_k + 1e-4) g / |g|), g = grad (s_k - s_b), while b is predicted."""
+    def literal(self, image, target, steps, eta):
+        """x_n <- clip(x_n + eta (s_b - s_k + 1e-4) g / |g|), g = grad (s_k - s_b), while b is predicted.
+
+        Returns the image and the number of steps made.
+        """
         w, c, mean, std = (t.numpy() for t in (self.w, self.c, self.mean, self.std))
-        x, taken = (image - mean) / std, 0
+        x, made = (image - mean) / std, 0
         base = None
         for _ in range(steps):
             s = [(wk * x + ck * x**2 / 2).sum() for wk, ck in zip(w, c, strict=True)]
@@ -205,12 +199,12 @@ class Quadratic:
                 break
             g = (w[target] + c[target] * x) - (w[base] + c[base] * x)
             x = x + eta * (s[base] - s[target] + 1e-4) * g / np.sqrt((g**2).sum())
-            x, taken = np.clip(x, (0 - mean) / std, (1 - mean) / std), taken + 1
-        return x * std + mean, taken
+            x, made = np.clip(x, (0 - mean) / std, (1 - mean) / std), made + 1
+        return x * std + mean, made
 
 
 def start(score, n=12):
-    """Images in [0, 1], and for each a class that is not the first."""
+    """Images in [0, 1], and for each a class that is not the first choice."""
     images = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
     logits = score(images)
     return images, (logits.argmax(1) + 1 + torch.arange(n) % (logits.shape[1] - 1)) % logits.shape[1]
@@ -218,18 +212,18 @@ def start(score, n=12):
 
 @pytest.mark.parametrize("curvature", [0.0, 0.1])
 @pytest.mark.parametrize("step_size", [0.05, 0.3])
-def test_walk(curvature, step_size):
+def test_boundary_samples(curvature, step_size):
     score = Quadratic(5, curvature)
     images, target = start(score)
-    walked = boundary_samples(score, images, target, 10, step_size, SCALE)
+    moved = boundary_samples(score, images, target, 10, step_size, SCALE)
     pairs = zip(images.numpy(), target.tolist(), strict=True)
-    expected, taken = zip(*(score.walk(image, k, 10, step_size) for image, k in pairs), strict=True)
-    assert len(set(taken)) > 1  # samples stop at different steps
-    np.testing.assert_allclose(walked.numpy(), np.stack(expected), rtol=0, atol=1e-12)
+    expected, made = zip(*(score.literal(image, k, 10, step_size) for image, k in pairs), strict=True)
+    assert len(set(made)) > 1  # samples stop at different steps
+    np.testing.assert_allclose(moved.numpy(), np.stack(expected), rtol=0, atol=1e-12)
 
 
-def test_walk_is_in_normalised_space():
-    # the same classifier on x / std, where no normalisation is left, takes the same steps: away from the limits
+def test_steps_are_in_normalised_space():
+    # away from the limits of the pixels, the same classifier on x / std, with no normalisation left, gives the same
     score = Quadratic(5, 0.0)
     images = 0.5 + 0.01 * (start(score)[0] - 0.5)
     target = (score(images).argmax(1) + 1) % 5
@@ -238,10 +232,10 @@ def test_walk_is_in_normalised_space():
     shift = 0.5 - units.mean((0, 2, 3), keepdim=True)  # to the middle of [0, 1]
     inside.mean = shift[0]
     unscaled = boundary_samples(inside, units + shift, target, 4, 0.02, torch.ones(1, 3, 1, 1, dtype=torch.float64))
-    walked = boundary_samples(score, images, target, 4, 0.02, SCALE)
-    assert ((unscaled > 0) & (unscaled < 1) & (walked > 0) & (walked < 1)).all()
-    assert (walked != images).any()
-    torch.testing.assert_close((walked - torch.from_numpy(MEAN)) * SCALE, unscaled - shift, rtol=0, atol=1e-12)
+    moved = boundary_samples(score, images, target, 4, 0.02, SCALE)
+    assert ((unscaled > 0) & (unscaled < 1) & (moved > 0) & (moved < 1)).all()
+    assert (moved != images).any()
+    torch.testing.assert_close((moved - torch.from_numpy(MEAN)) * SCALE, unscaled - shift, rtol=0, atol=1e-12)
 
 
 def test_gap_of_a_linear_teacher_falls_until_the_boundary_is_crossed():
@@ -271,24 +265,24 @@ def test_gap_of_a_linear_teacher_falls_until_the_boundary_is_crossed():
 
 
 @pytest.mark.parametrize("std", [STD, 1 + 0 * STD])
-def test_walk_is_clipped_to_pixels(std):
-    # a step far beyond every limit: each pixel ends at the limit its gradient points to
+def test_pixels_are_clipped_to_their_range(std):
+    # after a step far beyond all limits, each pixel is at the limit that its gradient points to
     score = Quadratic(3, 0.0, std=std)
     images, target = start(score)
     base = score(images).argmax(1)
-    walked = boundary_samples(score, images, target, 1, 1e6, torch.from_numpy(1 / std)[None])
-    torch.testing.assert_close(walked, (score.w[target] > score.w[base]).double(), rtol=0, atol=1e-9)
-    assert walked.min() >= 0
-    assert walked.max() <= 1
+    moved = boundary_samples(score, images, target, 1, 1e6, torch.from_numpy(1 / std)[None])
+    torch.testing.assert_close(moved, (score.w[target] > score.w[base]).double(), rtol=0, atol=1e-9)
+    assert moved.min() >= 0
+    assert moved.max() <= 1
 
 
-def test_no_steps_leave_the_images():
+def test_without_steps_the_images_are_unchanged():
     score = Quadratic(3, 0.0)
     images, target = start(score)
     torch.testing.assert_close(boundary_samples(score, images, target, 0, 0.3, SCALE), images, rtol=0, atol=1e-12)
 
 
-def test_constant_teacher_leaves_the_images():
+def test_a_constant_teacher_leaves_the_images_unchanged():
     def score(images):
         return torch.tensor([2.0, 1.0, 0.0]) + 0 * images.sum((1, 2, 3))[:, None]
 
@@ -296,13 +290,13 @@ def test_constant_teacher_leaves_the_images():
     torch.testing.assert_close(boundary_samples(score, images, target, 10, 0.3, SCALE.float()), images)
 
 
-def test_walk_leaves_nothing_behind():
+def test_steps_leave_no_gradients_and_keep_the_original_images():
     score = Quadratic(3, 0.1)
     images, target = start(score)
     copy = images.clone()
     score.w.requires_grad_()
-    walked = boundary_samples(score, images, target, 3, 0.3, SCALE)
-    assert not walked.requires_grad
+    moved = boundary_samples(score, images, target, 3, 0.3, SCALE)
+    assert not moved.requires_grad
     assert not images.requires_grad
     assert score.w.grad is None
     torch.testing.assert_close(images, copy, rtol=0, atol=0)
@@ -311,15 +305,5 @@ def test_walk_leaves_nothing_behind():
 # ------------------------------------------------------------------------------------------- method
 
 
-def test_labels_keep_their_whole_weight():
-    method = BSS(
-        temperature=3.0,
-        kd_start=4.0,
-        kd_end=1.0,
-        attack_start=2.0,
-        attack_until=0.75,
-        attack_fraction=0.25,
-        steps=10,
-        step_size=0.3,
-    )
-    assert method.label_weight == 1
+def test_labels_keep_their_full_weight():
+    assert create(config_of("bss")["method"]).label_weight == 1

@@ -7,6 +7,7 @@ import torch
 
 from kdbench.methods.dml import mutual_loss
 from kdbench.methods.kd import kd_loss
+from tests.helpers.numeric import softmax
 
 
 def literal(logits, k, temperature):

@@ -6,14 +6,10 @@ import pytest
 import torch
 
 from kdbench.methods.one import Gate, consistency, ensemble, ramp
+from tests.helpers.numeric import random
 
 
-def normal(seed, *shape):
-    """Standard normal float64 numbers."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def no_gradient(tensor):
+def has_no_gradient(tensor):
     return tensor.grad is None or not tensor.grad.any()
 
 
@@ -21,18 +17,18 @@ def no_gradient(tensor):
 
 
 def random_gate(channels, branches):
-    """A gate in float64 none of whose parameters and statistics is trivial."""
+    """A gate in float64 with random parameters and statistics."""
     gate = Gate(channels, branches).double()
     with torch.no_grad():
         for seed, tensor in enumerate([gate.fc.weight, gate.fc.bias, gate.norm.weight, gate.norm.bias]):
-            tensor.copy_(normal(seed, *tensor.shape))
-        gate.norm.running_mean.copy_(normal(4, branches))
-        gate.norm.running_var.copy_(normal(5, branches).exp())
+            tensor.copy_(random(seed, *tensor.shape))
+        gate.norm.running_mean.copy_(random(4, branches))
+        gate.norm.running_var.copy_(random(5, branches).exp())
     return gate
 
 
 def literal_gate(gate, maps, training):
-    """softmax(relu(norm(fc(mean of the map)))), the norm by the batch in training and by its statistics else."""
+    """softmax(relu(norm(fc(mean of the map)))); the norm uses statistics of the batch in training, else its own."""
     weight, bias = gate.fc.weight.tolist(), gate.fc.bias.tolist()
     height, width = maps.shape[2:]
     pooled = [[sum(map(sum, plane)) / (height * width) for plane in sample] for sample in maps.tolist()]
@@ -52,7 +48,7 @@ def literal_gate(gate, maps, training):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (16, 16)])
 def test_gate(size, training):
-    gate, maps = random_gate(4, 3).train(training), normal(6, 6, 4, *size)
+    gate, maps = random_gate(4, 3).train(training), random(6, 6, 4, *size)
     expected = literal_gate(gate, maps, training)
     assert not expected.allclose(torch.full_like(expected, 1 / 3))
     weights = gate(maps)
@@ -61,10 +57,10 @@ def test_gate(size, training):
 
 
 def test_gate_below_zero_is_uniform():
-    # the ReLU before the softmax
+    # because of the ReLU before the softmax
     gate = random_gate(4, 3).eval()
     gate.norm.bias.data.fill_(-1e3)
-    torch.testing.assert_close(gate(normal(7, 6, 4, 2, 2)), torch.full((6, 3), 1 / 3, dtype=torch.float64))
+    torch.testing.assert_close(gate(random(7, 6, 4, 2, 2)), torch.full((6, 3), 1 / 3, dtype=torch.float64))
 
 
 # ------------------------------------------------------------------------------------------- ensemble
@@ -72,7 +68,7 @@ def test_gate_below_zero_is_uniform():
 
 def test_ensemble():
     # z_e,bk = sum_i g_bi z_i,bk
-    branches, weights = [normal(seed, 5, 4) for seed in range(3)], normal(3, 5, 3).softmax(1)
+    branches, weights = [random(seed, 5, 4) for seed in range(3)], random(3, 5, 3).softmax(1)
     expected = [
         [sum(weights[b, i].item() * branches[i][b, k].item() for i in range(3)) for k in range(4)] for b in range(5)
     ]
@@ -82,8 +78,8 @@ def test_ensemble():
 
 def test_ensemble_trains_gate_and_branches():
     # d z_e,bk / d z_i,bk = g_bi and d z_e,bk / d g_bi = z_i,bk
-    branches = [normal(seed, 5, 4).requires_grad_() for seed in range(3)]
-    weights = normal(3, 5, 3).softmax(1).requires_grad_()
+    branches = [random(seed, 5, 4).requires_grad_() for seed in range(3)]
+    weights = random(3, 5, 3).softmax(1).requires_grad_()
     ensemble(branches, weights).sum().backward()
     for i, branch in enumerate(branches):
         torch.testing.assert_close(branch.grad, weights.detach()[:, i : i + 1].expand(5, 4), rtol=0, atol=1e-12)
@@ -110,8 +106,8 @@ def literal_gradient(branch, teacher, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("count", [1, 3])
 def test_value_and_gradient(count, temperature):
-    branches = [(3 * normal(seed, 7, 11)).requires_grad_() for seed in range(count)]
-    teacher = (3 * normal(9, 7, 11)).requires_grad_()
+    branches = [(3 * random(seed, 7, 11)).requires_grad_() for seed in range(count)]
+    teacher = (3 * random(9, 7, 11)).requires_grad_()
     loss = consistency(branches, teacher, temperature)
     expected = literal([b.detach() for b in branches], teacher.detach(), temperature)
     assert loss.item() == pytest.approx(expected, abs=1e-12, rel=1e-12)
@@ -119,22 +115,22 @@ def test_value_and_gradient(count, temperature):
     for branch in branches:
         expected = literal_gradient(branch.detach(), teacher.detach(), temperature)
         torch.testing.assert_close(branch.grad, expected, rtol=0, atol=1e-12)
-    assert no_gradient(teacher)
+    assert has_no_gradient(teacher)
 
 
 def test_consistency_trains_branches_alone():
-    branches = [normal(seed, 7, 11).requires_grad_() for seed in range(3)]
-    weights = normal(3, 7, 3).softmax(1).requires_grad_()
+    branches = [random(seed, 7, 11).requires_grad_() for seed in range(3)]
+    weights = random(3, 7, 3).softmax(1).requires_grad_()
     teacher = ensemble(branches, weights)
     consistency(branches, teacher, 3.0).backward()
-    assert no_gradient(weights)
-    for branch in branches:  # none through the ensemble either
+    assert has_no_gradient(weights)
+    for branch in branches:  # no gradient flows through the ensemble either
         expected = literal_gradient(branch.detach(), teacher.detach(), 3.0)
         torch.testing.assert_close(branch.grad, expected, rtol=0, atol=1e-12)
 
 
 def test_zero_for_equal_branches_up_to_a_shift():
-    z = normal(1, 7, 11)
+    z = random(1, 7, 11)
     assert consistency([z, z + 5.0, z - 3.0], z, 3.0).item() == pytest.approx(0, abs=1e-12)
 
 
@@ -157,7 +153,7 @@ def test_ramp(epoch, value):
     assert ramp(epoch, 80.0) == pytest.approx(value, abs=1e-12)
 
 
-def test_ramp_at_the_known_values():
+def test_ramp_at_known_values():
     assert [round(ramp(epoch, 80.0), 4) for epoch in (0, 40, 80)] == [0.0067, 0.2865, 1]
 
 
@@ -166,5 +162,5 @@ def test_ramp_of_a_length_between_epochs():
     assert ramp(3, 2.5) == 1
 
 
-def test_no_ramp():
+def test_without_a_ramp_the_weight_is_one():
     assert [ramp(epoch, 0.0) for epoch in (0, 1, 100)] == [1, 1, 1]

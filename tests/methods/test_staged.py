@@ -4,23 +4,24 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from kdbench.config import composed
 from kdbench.errors import UserError
-from kdbench.methods.base import first_stage
-from tests.helpers.methods import batch_of, fit, method_of
+from kdbench.methods.machinery.stages import first_stage
+from tests.helpers.methods import batch_of, config_of, fit, method_of
 
-STAGED = {"training": "staged"}
+# 4 epochs in the first stage, 2 of the recipe
+STAGED = ["method.training=staged", "method.first_stage.epochs=2.0", "method.first_stage.lr=0.5",
+          "recipe.schedule=step", "recipe.drops=[0.5]"]  # fmt: skip
 
 
-def test_first_stage_keeps_its_proportion_and_has_one_epoch_at_least():
-    recipe = from_overrides([])["recipe"] | {"lr": 0.05}
-    for epochs, expected in ((240, 30), (24, 3), (1, 1)):
-        stage = first_stage("x", {"epochs": 0.125, "lr": 0.5}, {**recipe, "epochs": epochs}, None)
-        assert (stage.recipe["epochs"], stage.recipe["lr"], stage.recipe["schedule"]) == (expected, 0.025, "constant")
+@pytest.mark.parametrize(("epochs", "expected"), [(240, 30), (24, 3), (1, 1)])
+def test_first_stage_keeps_its_proportion_and_has_at_least_one_epoch(epochs, expected):
+    recipe = {**config_of("fsp")["recipe"], "epochs": epochs, "lr": 0.05}
+    stage = first_stage("x", {"epochs": 0.125, "lr": 0.5}, recipe, None)
+    assert (stage.recipe["epochs"], stage.recipe["lr"], stage.recipe["schedule"]) == (expected, 0.025, "constant")
 
 
 class Watch(pl.Callback):
-    """Collects, at the first step of every epoch, terms, learning rate and whether momentum has been gathered."""
+    """Collects at the first step of every epoch: stage, losses, learning rate, whether there is momentum, progress."""
 
     def __init__(self):
         self.rows = []
@@ -29,35 +30,27 @@ class Watch(pl.Callback):
         if index == 0:
             (optimizer,) = trainer.optimizers
             lr = optimizer.param_groups[0]["lr"]
-            self.rows.append((method.stage.name, tuple(method.terms(batch)), lr, bool(optimizer.state), method.pace))
-
-
-def staged(name, **options):
-    """The method with `training=staged`, 4 epochs in the first stage and 2 of the recipe."""
-    cfg = from_overrides([f"method={name}", "recipe.epochs=2", "recipe.schedule=step", "recipe.drops=[0.5]"])
-    node = {k: v for k, v in cfg["method"].items() if k not in ("name", "needs", "_target_")}
-    node |= STAGED | {"first_stage": {"epochs": 2.0, "lr": 0.5}} | options
-    plain = method_of(name)
-    return type(plain)(**node).attach(plain.student, plain.teacher.network, None, cfg["recipe"])
+            losses = tuple(method.batch_losses(batch))
+            self.rows.append((method.stage.name, losses, lr, bool(optimizer.state), method.progress))
 
 
 @pytest.mark.parametrize(("name", "first", "second"), [("fsp", ("flow", ("fsp",)), ("ce",)),
                                                        ("fitnet", ("hint", ("hint",)), ("ce", "soft"))])  # fmt: skip
 def test_stages_follow_each_other_with_optimisers_of_their_own(name, first, second):
-    method, watch = staged(name), Watch()
-    assert method.epochs == 6
+    method, watch = method_of(name, *STAGED), Watch()
+    assert method.total_epochs == 6
     fit(method, watch)
-    stage, terms = first
+    stage, losses = first
     lr = method.stages[1].recipe["lr"]
     assert watch.rows == [
-        *((stage, terms, lr / 2, epoch > 0, (epoch, 4)) for epoch in range(4)),
+        *((stage, losses, lr / 2, epoch > 0, (epoch, 4)) for epoch in range(4)),
         ("training", second, pytest.approx(lr), False, (0, 2)),
         ("training", second, pytest.approx(lr / 10), True, (1, 2)),
     ]
 
 
 def test_a_part_without_gradient_is_not_even_decayed_in_the_first_stage():
-    method = staged("fsp")
+    method = method_of("fsp", *STAGED)
     classifier = method.student.net.get_classifier()
     before = classifier.weight.detach().clone()
 
@@ -69,29 +62,26 @@ def test_a_part_without_gradient_is_not_even_decayed_in_the_first_stage():
 
 
 def test_fitnets_soft_term_falls_linearly_from_4_to_1():
-    method = staged("fitnet", second_stage={"temperature": 3.0, "start": 4.0, "end": 1.0})
-    method.stages[1].recipe["epochs"] = 4
+    method = method_of("fitnet", *STAGED, "method.first_stage.epochs=1.0", "recipe.epochs=4")
     batch = batch_of()
     method.student.eval()
     values = []
     for epoch in range(4, 8):
-        method.enter(epoch)
-        values.append(method.terms(batch)["soft"].item())
+        method.enter_epoch(epoch)
+        values.append(method.batch_losses(batch)["soft"].item())
     assert [value / values[0] for value in values] == pytest.approx([1, 0.75, 0.5, 0.25])
     student, teacher = method.student(batch.images).logits.double(), method.teacher(batch.images).logits.double()
     soft = -((teacher / 3).softmax(1) * (student / 3).softmax(1).log()).sum(1).mean()
     assert values[0] == pytest.approx(4 * soft.item(), rel=1e-5)
 
 
-def test_joint_training_is_one_stage_with_both_terms():
-    for name in ("fsp", "fitnet"):
-        method = staged(name, training="joint")
-        assert [stage.name for stage in method.stages] == ["training"]
-        assert len(method.terms(batch_of())) == 2
+@pytest.mark.parametrize("name", ["fsp", "fitnet"])
+def test_joint_training_is_one_stage_with_both_losses(name):
+    method = method_of(name, *STAGED, "method.training=joint")
+    assert [stage.name for stage in method.stages] == ["training"]
+    assert len(method.batch_losses(batch_of())) == 2
 
 
 def test_a_staged_loss_cannot_be_added():
-    part = staged("fsp")
-    method = method_of("kd")
     with pytest.raises(UserError, match=r"plus=\[fsp\] is not possible: .* \(flow\); plus.fsp.training=joint"):
-        method.attach(method.student, method.teacher.network, {"fsp": part}, part.stages[1].recipe)
+        method_of("kd", "plus=[fsp]")

@@ -13,7 +13,7 @@ from kdbench.models.resnet import ResNet
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 SIZES: dict[str, Any] = {"num_classes": 10, "in_chans": 3, "mean": MEAN, "std": STD}
 
-# shapes of the maps, and the width of the embedding
+# (name, image size) -> (channels, pixels) of the feature maps, and the size of the embedding
 TIMM = {
     ("resnet18", 32): ([(64, 16), (64, 8), (128, 4), (256, 2), (512, 1)], 512),
     ("mobilenetv3_small_050", 32): ([(16, 16), (8, 8), (16, 4), (24, 2), (288, 1)], 1024),
@@ -44,11 +44,11 @@ def test_timm_networks(name, size):
         torch.testing.assert_close(features.logits, network.net(normalised), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(network.net.get_classifier()(features.embedding), features.logits)
         for tap, index in zip(features.stages, network.taps, strict=True):
-            [alone] = network.net.forward_intermediates(normalised, indices=[index], intermediates_only=True)
-            torch.testing.assert_close(tap, alone, rtol=1e-3, atol=1e-3)
+            [expected] = network.net.forward_intermediates(normalised, indices=[index], intermediates_only=True)
+            torch.testing.assert_close(tap, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_vit_maps_are_those_of_evenly_spaced_blocks():
+def test_feature_maps_of_a_vit_are_those_of_evenly_spaced_blocks():
     with torch.device("meta"):
         vit = timm.create_model("vit_tiny_patch16_224", img_size=32)  # 12 blocks
         mixer = timm.create_model("gmlp_ti16_224", img_size=32)  # 30 blocks
@@ -76,7 +76,7 @@ def test_embedding_is_the_mean_of_the_last_map_of_a_resnet():
     torch.testing.assert_close(features.embedding, features.stages[-1].mean((2, 3)))
 
 
-def test_one_forward_pass_gives_all():
+def test_all_features_come_from_one_forward_pass():
     network = small()
     calls = []
     for module in (network.net.conv1, network.net.layer3, network.net.fc):
@@ -85,42 +85,42 @@ def test_one_forward_pass_gives_all():
     assert len(calls) == 3
 
 
-def test_mean_0_and_std_1_leave_the_images_alone():
+def test_mean_0_and_std_1_leave_the_images_unchanged():
     network = small(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     assert not network.normalises
-    seen = []
-    network.net.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    conv_inputs = []
+    network.net.conv1.register_forward_pre_hook(lambda _, inputs: conv_inputs.append(inputs[0]))
     images = torch.rand(2, 3, 32, 32)
     network(images)
-    assert seen[0] is images
+    assert conv_inputs[0] is images
     for mean, std in (((0.0, 0.1, 0.0), (1.0, 1.0, 1.0)), ((0.0, 0.0, 0.0), (1.0, 1.0, 0.5))):
         assert small(mean=mean, std=std).normalises
 
 
-def test_normalisation_is_no_part_of_the_state():
+def test_the_state_dict_does_not_contain_the_normalisation():
     network = small()
     assert not {"scale", "shift"} & network.state_dict().keys()
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.1, 0.2)), ((0.5,), (0.0,)), ((0.5,), (float("nan"),))])
-def test_bad_normalisation(mean, std):
-    with pytest.raises(ValueError, match="need a mean and a std > 0"):
+def test_invalid_normalisation(mean, std):
+    with pytest.raises(ValueError, match="each channel needs a mean and a std > 0"):
         small(mean=mean, std=std)
 
 
-def test_export_loads_into_a_fresh_network():
+def test_a_new_network_can_load_an_exported_state():
     network = small().to(memory_format=torch.channels_last).eval()
     state = network.export_state()
     assert all(value.is_contiguous() for value in state.values())
-    fresh = timm.create_model("cifar_resnet8", num_classes=10).eval()
-    fresh.load_state_dict(state)
+    loaded = timm.create_model("cifar_resnet8", num_classes=10).eval()
+    loaded.load_state_dict(state)
     images = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         expected = network(images).logits
-        torch.testing.assert_close(fresh(network.normalised(images)), expected)
+        torch.testing.assert_close(loaded(network.normalised(images)), expected)
 
 
-def test_float():
+def test_float_converts_only_what_is_not_float32():
     features = Features([torch.ones(1, 1, 1, 1).bfloat16()], torch.ones(1, 2).bfloat16(), torch.ones(1, 2))
     cast = features.float()
     assert [t.dtype for t in (*cast.stages, cast.embedding, cast.logits)] == [torch.float32] * 3
@@ -147,10 +147,10 @@ def test_shuffles_keep_channels_last(name):
 
 @pytest.mark.parametrize("name", ["cifar_resnet8", "cifar_mobilenetv2", "vit_tiny_patch16_224"])
 def test_on_the_meta_device(name):
-    sized = {} if name.startswith("cifar") else {"img_size": 32}
-    real = small(name, **sized)
+    options = {} if name.startswith("cifar") else {"img_size": 32}
+    real = small(name, **options)
     with torch.device("meta"):
-        network = small(name, **sized)
+        network = small(name, **options)
         assert network(torch.empty(1, 3, 32, 32)).logits.shape == (1, 10)
     assert probe(network, 3, 32) == probe(real, 3, 32)
 
@@ -167,9 +167,9 @@ def test_compiles_as_one_graph(normalised):
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         compiled = torch.compile(network, fullgraph=True, backend="eager")(images)
-        plain = network(images)
+        eager = network(images)
     assert len(compiled.stages) == 4
-    for a, b in zip((*compiled.stages, *compiled[1:]), (*plain.stages, *plain[1:]), strict=True):
+    for a, b in zip((*compiled.stages, *compiled[1:]), (*eager.stages, *eager[1:]), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -178,8 +178,8 @@ def test_compiles_as_one_graph(normalised):
 def test_inductor(name):
     network = small(name, **({} if name.startswith("cifar") else {"img_size": 32}))
     images = torch.rand(4, 3, 32, 32)
-    plain = network(images).logits
-    torch.testing.assert_close(torch.compile(network, fullgraph=True)(images).logits, plain, rtol=1e-3, atol=1e-3)
+    eager = network(images).logits
+    torch.testing.assert_close(torch.compile(network, fullgraph=True)(images).logits, eager, rtol=1e-3, atol=1e-3)
 
 
 class TestProbe:
@@ -188,27 +188,27 @@ class TestProbe:
         assert shapes == Shapes([(16, 24, 24), (16, 24, 24), (32, 12, 12), (64, 6, 6)], 64, 10)
 
     @pytest.mark.parametrize("name", ["cifar_resnet8", "mobilenetv3_small_050"])
-    def test_leaves_no_trace(self, name):
+    def test_probing_changes_nothing(self, name):
         network = small(name, drop_rate=0.5) if name.startswith("mobile") else small(name)
         network.train()
         next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d)).eval()
         modes = [m.training for m in network.modules()]
         state = {key: value.clone() for key, value in network.state_dict().items()}
-        random = torch.get_rng_state()
+        rng_state = torch.get_rng_state()
         probe(network, 3, 32)
-        assert torch.equal(torch.get_rng_state(), random)
+        assert torch.equal(torch.get_rng_state(), rng_state)
         for key, value in network.state_dict().items():
             assert torch.equal(value, state[key]), key
         assert [m.training for m in network.modules()] == modes
         assert all(p.grad is None and p.requires_grad for p in network.parameters())
 
-    def test_modes_come_back_after_an_error(self):
+    def test_modes_are_restored_after_an_error(self):
         network = small("cifar_vgg8").train()
         with pytest.raises(ValueError, match="8x8"):
             probe(network, 3, 4)
         assert all(m.training for m in network.modules())
 
-    def test_a_head_that_does_more_than_the_classifier(self):
+    def test_a_network_whose_output_is_not_the_classifiers(self):
         class Scaled(ResNet):
             def forward(self, x):
                 return 2 * super().forward(x)
@@ -216,17 +216,17 @@ class TestProbe:
         with pytest.raises(ValueError, match="Scaled: get_classifier"):
             probe(Network(Scaled(8), MEAN, STD), 3, 32)
 
-    def test_maps_that_are_no_maps(self):
+    def test_feature_maps_that_are_not_four_dimensional(self):
         class Flat(ResNet):
             def forward_intermediates(self, x, *args, **kwargs):
                 final, maps = super().forward_intermediates(x, *args, **kwargs)
                 return final, [m.flatten(1) for m in maps]
 
-        with pytest.raises(ValueError, match=r"Flat: maps of shapes .* are not"):
+        with pytest.raises(ValueError, match=r"Flat: feature maps of shapes .* are not"):
             probe(Network(Flat(8), MEAN, STD), 3, 32)
 
 
-def test_several_classifiers():
+def test_a_network_with_several_classifiers_is_refused():
     net = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1)
     with pytest.raises(ValueError, match="VisionTransformerDistilled: its classifier"):
         Network(net, MEAN, STD)
@@ -254,7 +254,7 @@ class Plain(nn.Module):
         return self.fc
 
 
-def test_without_intermediates_there_are_no_maps():
+def test_a_network_without_intermediates_returns_no_feature_maps():
     network = Network(Plain(), MEAN, STD)
     assert probe(network, 3, 8) == Shapes([], 6, 10)
     features = network(torch.rand(2, 3, 8, 8))
@@ -262,7 +262,7 @@ def test_without_intermediates_there_are_no_maps():
     torch.testing.assert_close(features.logits, network.net.fc(features.embedding))
 
 
-def test_evaluating_gives_gradients_back():
+def test_evaluating_restores_mode_and_gradients():
     network = small()
     with evaluating(network):
         assert not torch.is_grad_enabled()

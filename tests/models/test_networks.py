@@ -1,11 +1,11 @@
-"""The networks are the field's: parameters, operations, maps and outputs."""
+"""The networks are those of the literature: same parameters, operations, feature maps and outputs."""
 
 import pytest
 import timm
 import torch
 
-from kdbench.models import registry  # noqa: F401  registers the networks
 from kdbench.config.networks import NETWORKS
+from kdbench.models import registry  # noqa: F401  registers the networks
 from kdbench.models.cost import flops, parameters
 
 FAMILIES = [
@@ -20,8 +20,8 @@ FAMILIES = [
     "lenet5",
 ]
 
-# million parameters and MACs at 32x32 and 100 classes, as printed for RepDistiller's networks
-FIELD = {
+# millions of parameters and MACs at 32x32 pixels and 100 classes, as published for RepDistiller's networks
+PUBLISHED = {
     "resnet8": (".084", "12.5"),
     "resnet20": (".278", "40.8"),
     "resnet32": (".473", "69.1"),
@@ -41,7 +41,7 @@ FIELD = {
     "shufflenetv2": ("1.356", "44.5"),
 }
 
-# exact parameters and MACs of all, as regression constants
+# exact numbers of parameters and MACs of all networks, as regression constants
 EXACT = {
     "resnet8": (83892, 12507392),
     "resnet14": (181108, 26663168),
@@ -71,7 +71,7 @@ EXACT = {
     "lenet5": (69656, 659280),
 }
 
-# (channels, pixels) of stem and stages at 32x32
+# (channels, pixels) of the feature maps of stem and stages for 32x32 images
 MAPS = {
     "resnet": [(16, 32), (16, 32), (32, 16), (64, 8)],
     "resnet8x4": [(32, 32), (64, 32), (128, 16), (256, 8)],
@@ -87,8 +87,8 @@ MAPS = {
     "lenet5": [(6, 28), (16, 10)],
 }
 
-# mean magnitude of each tap and of the embedding, and two logits, for the weights of `filled`; computed with
-# RepDistiller's own models at commit b84f547c
+# mean magnitude of each feature map and of the embedding, and two logits, with the weights of `filled`; computed with
+# RepDistiller's models at commit b84f547c
 REFERENCE = [
     ("resnet8", 32, [0.138516, 0.224569, 0.221046, 0.326979, 0.326979], [0.0954963, 0.156228]),
     ("resnet20", 32, [0.138516, 0.660378, 0.401978, 0.665576, 0.665576], [-0.0732968, 0.0287459]),
@@ -115,7 +115,7 @@ def wave(*shape):
 
 
 def filled(net):
-    """The same weights in any code whose parameters come in the same order."""
+    """Set weights that are the same in any implementation with the same order of parameters."""
     for i, (key, value) in enumerate(net.state_dict().items()):
         if not value.is_floating_point():
             continue
@@ -136,38 +136,37 @@ def test_parameters_operations_and_maps(name):
         final, maps = net.forward_intermediates(torch.empty(2, 3, 32, 32))
     count, macs = parameters(net), flops(net, 3, 32) // 2
     assert (count, macs) == EXACT[name]
-    if name in FIELD:
-        for value, printed in zip((count, macs), FIELD[name], strict=True):
-            decimals = len(printed.partition(".")[2])
-            assert round(value / 1e6, decimals) == float(printed)
+    if name in PUBLISHED:
+        for value, published in zip((count, macs), PUBLISHED[name], strict=True):
+            decimals = len(published.partition(".")[2])
+            assert round(value / 1e6, decimals) == float(published)
 
     key = name if name in MAPS else name.rstrip("0123456789").partition("_")[0]
     assert [tuple(m.shape) for m in maps] == [(2, c, s, s) for c, s in MAPS[key]]
     assert [info["num_chs"] for info in net.feature_info] == [c for c, _ in MAPS[key]]
-    if name != "lenet5":  # whose convolutions have no padding
+    if name != "lenet5":  # its convolutions have no padding
         assert [32 // info["reduction"] for info in net.feature_info] == [s for _, s in MAPS[key]]
     assert net.forward_head(final, pre_logits=True).shape == (2, net.num_features)
     assert net.forward_head(final).shape == (2, net.num_classes) == (2, 100)
 
 
 @pytest.mark.parametrize(("name", "size", "magnitudes", "logits"), REFERENCE)
-def test_same_function_as_the_fields_code(name, size, magnitudes, logits):
+def test_outputs_are_those_of_repdistiller(name, size, magnitudes, logits):
     net = filled(make(name, num_classes=10).double()).eval()
     with torch.no_grad():
         final, maps = net.forward_intermediates(wave(2, 3, size, size))
         embedding = net.forward_head(final, pre_logits=True)
         output = net.forward_head(final)
-    found = [m.abs().mean().item() for m in (*maps, embedding)]
-    assert found == pytest.approx(magnitudes, rel=1e-5)
+    assert [m.abs().mean().item() for m in (*maps, embedding)] == pytest.approx(magnitudes, rel=1e-5)
     assert output[1, :2].tolist() == pytest.approx(logits, rel=1e-5)
 
 
-def test_lenet5_has_the_61706_parameters_of_the_paper_with_plain_pooling():
+def test_lenet5_has_61706_parameters_for_one_channel_and_ten_classes():
     assert parameters(make("lenet5", num_classes=10, in_chans=1)) == 61706
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_forward_is_the_same_by_every_way(name):
+def test_all_ways_of_calling_the_network_agree(name):
     net = make(name, num_classes=7).eval()
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -179,7 +178,7 @@ def test_forward_is_the_same_by_every_way(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_no_later_layer_writes_into_a_map(name):
+def test_no_layer_modifies_an_earlier_feature_map(name):
     net = make(name).train()
     x = torch.rand(4, 3, 32, 32)
     before = x.clone()
@@ -189,13 +188,13 @@ def test_no_later_layer_writes_into_a_map(name):
     assert torch.equal(x, before)
     assert [m._version for m in maps] == versions
     for i, tap in enumerate(maps):
-        [alone] = net.forward_intermediates(x, indices=[i], stop_early=True, intermediates_only=True)
-        torch.testing.assert_close(alone, tap)
+        [single] = net.forward_intermediates(x, indices=[i], stop_early=True, intermediates_only=True)
+        torch.testing.assert_close(single, tap)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_gradient_reaches_every_parameter_and_every_map(name):
-    net = filled(make(name, num_classes=5)).eval()  # with batch statistics, a bias before BN has none
+def test_gradients_reach_every_parameter_and_every_feature_map(name):
+    net = filled(make(name, num_classes=5)).eval()  # with batch statistics, biases before BN get no gradient
     final, maps = net.forward_intermediates(torch.rand(4, 3, 32, 32))
     for tap in maps:
         tap.retain_grad()
@@ -208,40 +207,40 @@ def test_gradient_reaches_every_parameter_and_every_map(name):
 
 @pytest.mark.parametrize("size", [8, 28, 32, 64])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_sizes_and_channels(name, size):
+def test_image_sizes_and_channels(name, size):
     channels = 1 if size in (8, 28) else 3
     with torch.device("meta"):
         net = make(name, num_classes=2, in_chans=channels).eval()
         final, maps = net.forward_intermediates(torch.empty(1, channels, size, size))
         assert net.forward_head(final).shape == (1, 2)
-    last = {"lenet5": {8: 10, 28: 10, 32: 10, 64: 26}, "vgg8": {8: 1, 28: 3, 32: 4, 64: 4}}
+    exceptions = {"lenet5": {8: 10, 28: 10, 32: 10, 64: 26}, "vgg8": {8: 1, 28: 3, 32: 4, 64: 4}}
     ceiling = -(-size // net.feature_info[-1]["reduction"])  # strided convolutions round up
-    assert maps[-1].shape[-1] == last.get(name, {}).get(size, ceiling)
+    assert maps[-1].shape[-1] == exceptions.get(name, {}).get(size, ceiling)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_small_images_give_finite_logits_for_one_image(name):
+def test_logits_of_a_single_small_image_are_finite(name):
     net = make(name, num_classes=2, in_chans=1).eval()
     with torch.no_grad():
         assert torch.isfinite(net(torch.rand(1, 1, 8, 8))).all()
 
 
-def test_vgg_names_its_minimum():
+def test_vgg_states_its_minimum_image_size():
     net = make("vgg8")
-    with pytest.raises(ValueError, match=r"VGG takes images of at least 8x8 pixels, not 7x12"):
+    with pytest.raises(ValueError, match=r"VGG needs images of at least 8x8 pixels, not 7x12"):
         net(torch.rand(2, 3, 7, 12))
 
 
 def test_lenet_centres_small_images():
     net = make("lenet5", in_chans=1).eval()
-    small = torch.rand(1, 1, 28, 28)
-    field = torch.zeros(1, 1, 32, 32)
-    field[..., 2:30, 2:30] = small
+    image = torch.rand(1, 1, 28, 28)
+    padded = torch.zeros(1, 1, 32, 32)
+    padded[..., 2:30, 2:30] = image
     with torch.no_grad():
-        torch.testing.assert_close(net(small), net(field))
+        torch.testing.assert_close(net(image), net(padded))
 
 
-def test_resnet_maps_are_rectified_and_wrn_maps_are_not():
+def test_resnet_feature_maps_are_rectified_and_those_of_wrn_are_not():
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         for tap in make("resnet8").forward_intermediates(x, intermediates_only=True):
@@ -256,13 +255,13 @@ def test_indices_as_in_timm():
     with torch.no_grad():
         _, maps = net.forward_intermediates(x)
         for indices, expected in ((None, [0, 1, 2, 3]), (2, [2, 3]), ([0, -1], [0, 3]), ((1,), [1])):
-            taken = net.forward_intermediates(x, indices=indices, intermediates_only=True)
-            assert len(taken) == len(expected)
-            for a, b in zip(taken, expected, strict=True):
-                torch.testing.assert_close(a, maps[b])
-    for bad in ([4], 5, [-5]):
-        with pytest.raises(ValueError, match="there are 4 maps"):
-            net.forward_intermediates(x, indices=bad)
+            selected = net.forward_intermediates(x, indices=indices, intermediates_only=True)
+            assert len(selected) == len(expected)
+            for feature_map, index in zip(selected, expected, strict=True):
+                torch.testing.assert_close(feature_map, maps[index])
+    for invalid in ([4], 5, [-5]):
+        with pytest.raises(ValueError, match="out of range, the network has 4 feature maps"):
+            net.forward_intermediates(x, indices=invalid)
     with pytest.raises(ValueError, match="output_fmt='NLC'"):
         net.forward_intermediates(x, output_fmt="NLC")
 
@@ -298,7 +297,7 @@ def test_initialisation():
     assert shuffle.abs().max().item() == pytest.approx(464**-0.5, rel=1e-3)
 
 
-def test_state_dict_has_the_names_of_published_teachers():
+def test_state_dict_keys_are_those_of_published_teachers():
     keys = {
         "resnet56": {"conv1.weight", "layer2.0.downsample.1.running_mean", "layer3.8.bn2.bias", "fc.weight"},
         "wrn_40_2": {"block1.layer.0.convShortcut.weight", "block3.layer.5.bn2.weight", "bn1.weight", "fc.bias"},
@@ -310,19 +309,19 @@ def test_state_dict_has_the_names_of_published_teachers():
             assert expected <= make(name).state_dict().keys()
 
 
-def test_timm_keeps_its_own_networks():
+def test_timm_networks_of_the_same_name_are_kept():
     assert set(timm.list_models("cifar_*")) == {f"cifar_{name}" for name in NETWORKS}
     assert type(timm.create_model("resnet26")).__module__.startswith("timm.")
 
 
-def test_no_published_weights():
-    with pytest.raises(ValueError, match="cifar_resnet20 has no published weights"):
+def test_pretrained_weights_do_not_exist():
+    with pytest.raises(ValueError, match="cifar_resnet20 has no pretrained weights"):
         make("resnet20", pretrained=True)
 
 
-@pytest.mark.parametrize(("maker", "depth"), [("resnet8", 21), ("resnet8", 2), ("wrn_10_2", 20), ("vgg8", 12)])
-def test_depths_that_are_not(maker, depth):
-    family = type(make(maker))
-    arguments = (depth, 2) if maker.startswith("wrn") else (depth,)
+@pytest.mark.parametrize(("name", "depth"), [("resnet8", 21), ("resnet8", 2), ("wrn_10_2", 20), ("vgg8", 12)])
+def test_invalid_depths(name, depth):
+    family = type(make(name))
+    arguments = (depth, 2) if name.startswith("wrn") else (depth,)
     with pytest.raises(ValueError, match=f"depth={depth}"):
         family(*arguments)

@@ -1,21 +1,19 @@
-"""Identity, directory, lock and status of a run."""
+"""What is part of a run's identity, and what is not."""
 
-import copy
 import json
-import multiprocessing
-import time
 
+import numpy as np
 import pytest
 
-from kdbench.config import composed
+from kdbench.config.overrides import from_overrides
 from kdbench.errors import UserError
+from kdbench.records.identity import Contents, identify, needs_teacher
 from kdbench.specs.resolve import spec_of
-from kdbench.run import Run, identify
 
 
-def identity(*overrides, teacher="t", fingerprint=None, **files):
+def identity(*overrides, teacher="t", images=None):
     cfg = from_overrides(list(overrides))
-    return identify(cfg, fingerprint=fingerprint, teacher=teacher, **files)
+    return identify(cfg, Contents(images=images), {"teacher": teacher} if needs_teacher(cfg) else {})
 
 
 @pytest.mark.parametrize(
@@ -39,13 +37,13 @@ def test_what_changes_the_result_changes_the_id(override):
 
 
 def test_teacher_and_image_tree_are_part_of_the_id():
-    assert len({identity().id, identity(teacher="u").id, identity(fingerprint="f").id}) == 3
+    assert len({identity().id, identity(teacher="u").id, identity(images="f").id}) == 3
 
 
 def test_a_teachers_file_and_how_it_is_used_are_part_of_the_id(tmp_path):
-    def run_id(content, *words):
+    def run_id(content, *overrides):
         (tmp_path / "t.pth").write_text(content)
-        return spec_of(([f"teacher.checkpoint={tmp_path}/t.pth", *words])[0]).id
+        return spec_of([f"teacher.checkpoint={tmp_path}/t.pth", *overrides]).id
 
     once = run_id("a")
     assert run_id("a") == once
@@ -62,15 +60,15 @@ def test_id_is_stable_and_the_name_readable():
     one = identity("method=kd", "noise=symmetric", "seed=3")
     assert one.name == "kd-resnet20-resnet8-digits-symmetric0.4-s3"
     assert one.id == identity("method=kd", "noise=symmetric", "seed=3").id
-    assert identity("method=ce", teacher=None).name == "ce-resnet8-digits-s0"
+    assert identity("method=ce").name == "ce-resnet8-digits-s0"
     assert len(one.id) == 12
 
 
 def test_a_setting_is_all_but_the_seed():
     assert identity("seed=0").setting == identity("seed=1").setting
-    words = ["method.temperature=2", "recipe.epochs=3", "dataset.val_fraction=0", "method=at", "noise=symmetric"]
-    words += ["student.name=resnet14", "trainer.precision=bf16-mixed"]
-    different = [identity(), identity(teacher="u"), *map(identity, words)]
+    overrides = ["method.temperature=2", "recipe.epochs=3", "dataset.val_fraction=0", "method=at", "noise=symmetric"]
+    overrides += ["student.name=resnet14", "trainer.precision=bf16-mixed"]
+    different = [identity(), identity(teacher="u"), *map(identity, overrides)]
     assert len({one.setting for one in different}) == len(different)
     name, _, tail = identity("seed=7").setting.rpartition("-")
     assert name == "kd-resnet20-resnet8-digits"
@@ -78,8 +76,8 @@ def test_a_setting_is_all_but_the_seed():
 
 
 def test_names_tell_settings_of_noise_and_imbalance_apart():
-    def middle(*words):
-        return identity(*words, "seed=3").name.removeprefix("kd-resnet20-resnet8-digits-").removesuffix("s3")
+    def middle(*overrides):
+        return identity(*overrides, "seed=3").name.removeprefix("kd-resnet20-resnet8-digits-").removesuffix("s3")
 
     assert middle("noise=pairflip", "noise.rate=0.2", "imbalance=longtail") == "pairflip0.2-longtail100-"
     assert middle("noise=symmetric", "noise.rate=0") == ""
@@ -89,85 +87,18 @@ def test_names_tell_settings_of_noise_and_imbalance_apart():
 
 
 def test_a_file_of_labels_counts_by_its_content(tmp_path):
-    def run_id(content, name="labels.npy"):
-        (tmp_path / name).write_text(content)
-        run = spec_of((["noise=file", f"noise.path={tmp_path / name}"])[0])
-        assert str(tmp_path) not in json.dumps(run.identity.facts)
-        return run.id
+    def run_id(label, name="labels.npy"):
+        np.save(tmp_path / name, np.full(1438, label))
+        spec = spec_of(["noise=file", f"noise.path={tmp_path / name}"])
+        assert str(tmp_path) not in json.dumps(spec.identity.facts)
+        return spec.id
 
-    assert run_id("a") == run_id("a", "same.npy") != run_id("b")
+    assert run_id(0) == run_id(0, "same.npy") != run_id(1)
     assert identity("noise=symmetric", "noise.clean_validation=true").id != identity("noise=symmetric").id
     with pytest.raises(UserError, match=r"noise\.path=absent\.npy: cannot be read"):
-        spec_of((["noise=file", "noise.path=absent.npy"])[0])
+        spec_of(["noise=file", "noise.path=absent.npy"])
 
 
 def test_facts_are_plain_json_without_paths():
     facts = identity("dataset.root=/secret").facts
     assert "/secret" not in json.dumps(facts)
-
-
-@pytest.fixture
-def run(tmp_path):
-    return Run(identity(), tmp_path)
-
-
-def status(run):
-    return json.loads((run.directory / "status.json").read_text())
-
-
-def test_status_tells_how_it_ended(run):
-    with run.claimed():
-        with run.recorded({"a": 1}):
-            assert status(run)["state"] == "running"
-        assert status(run)["state"] == "finished"
-        with pytest.raises(ZeroDivisionError), run.recorded({"a": 1}):
-            _ = 1 / 0
-        assert (status(run)["state"], status(run)["reason"]) == ("failed", "ZeroDivisionError: division by zero")
-        assert "Traceback" in (run.directory / "train.log").read_text()
-        with pytest.raises(KeyboardInterrupt), run.recorded({"a": 1}):
-            raise KeyboardInterrupt
-        assert status(run)["state"] == "interrupted"
-
-
-def test_force_keeps_the_old_record(run):
-    with run.claimed():
-        with run.recorded({"a": 1}):
-            pass
-        run.set_aside()
-        assert not (run.directory / "status.json").exists()
-        (old,) = (run.directory / "previous").iterdir()
-        assert (old / "status.json").exists()
-        assert run.checkpoints.is_dir()
-        with run.recorded({"a": 1}):
-            pass
-        run.set_aside()  # within the same second
-        assert len(list((run.directory / "previous").glob("*/status.json"))) == 2
-
-
-def _hold(run, started, seconds):
-    with run.claimed():
-        started.set()
-        time.sleep(seconds)
-
-
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_second_process_waits_and_a_dead_owners_lock_is_free(run, killed):
-    context = multiprocessing.get_context("spawn")
-    started = context.Event()
-    owner = context.Process(target=_hold, args=(copy.copy(run), started, 60 if killed else 1.5))
-    owner.start()
-    started.wait(60)
-    if killed:
-        owner.kill()
-    before = time.monotonic()
-    with run.claimed():
-        waited = time.monotonic() - before
-    owner.join()
-    assert waited < 10
-    assert killed or waited > 0.5
-
-
-def test_outputs_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"), Run(identity(), tmp_path / "file").claimed():
-        pass

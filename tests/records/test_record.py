@@ -40,8 +40,8 @@ def test_the_configuration_of_an_unfinished_run_is_read_from_its_file(tmp_path):
 
 
 def test_records_come_by_name_and_nothing_else_does(tmp_path):
-    assert list(records(tmp_path)) == []
+    assert list(all_records(tmp_path)) == []
     _run(tmp_path, "b-2")
     _run(tmp_path, "a-1")
     (tmp_path / "runs" / "note-1.txt").write_text("")
-    assert [record.name for record in records(tmp_path)] == ["a", "b"]
+    assert [record.name for record in all_records(tmp_path)] == ["a", "b"]

@@ -6,15 +6,15 @@ import pytest
 
 from kdbench import cli
 from kdbench.errors import UserError
-from kdbench.records import default_outputs, records
+from kdbench.records.record import all_records, default_outputs
 from kdbench.report.filters import Filter, select
 
 
-def names(tmp_path, *words):
-    return [each.name for each in select(records(tmp_path), [Filter.parse(word) for word in words])]
+def names(tmp_path, *filters):
+    return [record.name for record in select(all_records(tmp_path), [Filter.parse(text) for text in filters])]
 
 
-def test_words_choose_by_config_state_and_role(tmp_path, record):
+def test_filters_select_by_configuration_state_and_role(tmp_path, record):
     record("method=ce", seed=0)
     record("method=ce", seed=1, role="teacher")
     record("method=kd", seed=0, state="failed")
@@ -25,7 +25,7 @@ def test_words_choose_by_config_state_and_role(tmp_path, record):
     assert names(tmp_path, "student=resnet8", "dataset=digits,mnist5k", "recipe.lr=0.10") == names(tmp_path)
 
 
-def test_a_method_is_meant_with_or_without_what_is_added_to_it(tmp_path, record):
+def test_a_method_matches_with_and_without_added_losses(tmp_path, record):
     record("method=at")
     record("method=at", "plus=[kd]")
     assert len(names(tmp_path, "method=at")) == 2
@@ -33,7 +33,7 @@ def test_a_method_is_meant_with_or_without_what_is_added_to_it(tmp_path, record)
     assert names(tmp_path, "plus=none") == ["at-resnet20-resnet8-digits-s0"]
 
 
-def test_noise_is_meant_by_kind_or_by_kind_and_rate(tmp_path, record):
+def test_noise_matches_by_kind_or_by_kind_and_rate(tmp_path, record):
     record("method=ce", "noise=symmetric", "noise.rate=0.2")
     record("method=ce", "noise=symmetric", "noise.rate=0.4")
     assert len(names(tmp_path, "noise=symmetric")) == 2
@@ -41,7 +41,7 @@ def test_noise_is_meant_by_kind_or_by_kind_and_rate(tmp_path, record):
     assert names(tmp_path, "imbalance=longtail") == []
 
 
-def test_a_key_no_run_has_is_refused_with_the_nearest(tmp_path, record):
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path, record):
     record("method=ce")
     with pytest.raises(UserError, match=r"recipe\.epoch=3: no run has recipe\.epoch; nearest: recipe\.epochs"):
         names(tmp_path, "recipe.epoch=3")
@@ -61,23 +61,23 @@ def test_runs_are_listed_newest_first_with_state_and_reason(tmp_path, record, ca
     assert "disk full" in lines[0]
     assert "teacher" in lines[1]
     assert "91.23" in lines[2]
-    assert "3 runs" in printed
-    assert "1 failed, 2 finished" in printed
+    assert "3 runs in" in printed
+    assert ": 1 failed, 2 finished" in printed
 
 
-def test_no_runs_are_no_error(tmp_path, capsys):
+def test_an_empty_list_is_not_an_error(tmp_path, capsys):
     assert cli.main(["runs", "--outputs", str(tmp_path)]) == 0
     assert "0 runs" in capsys.readouterr().out
 
 
-def test_the_outputs_are_those_of_training(monkeypatch):
+def test_the_default_outputs_are_those_of_training(monkeypatch):
     monkeypatch.delenv("KDBENCH_OUTPUTS", raising=False)
     assert default_outputs() == Path("outputs")
     monkeypatch.setenv("KDBENCH_OUTPUTS", "/elsewhere")
     assert default_outputs() == Path("/elsewhere")
 
 
-def test_listing_imports_neither_torch_nor_pandas_and_a_report_no_torch(tmp_path, record):
+def test_the_list_imports_neither_torch_nor_pandas_and_a_report_imports_no_torch(tmp_path, record):
     record("method=ce")
     code = (
         "import sys; from kdbench import cli; cli.main(['runs', '--outputs', sys.argv[1]]);"

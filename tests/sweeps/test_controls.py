@@ -5,8 +5,8 @@ import json
 import pytest
 
 from kdbench import cli
-from kdbench.config import composed
-from kdbench.controls import compare, controls_of
+from kdbench.config.overrides import from_overrides
+from kdbench.sweeps.controls import compare, controls_of
 from tests.helpers.tiny import TINY
 
 

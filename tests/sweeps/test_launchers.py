@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.helpers.tiny import TINY
+from tests.helpers.tiny import TINY, launch
 
 LAUNCHERS = [
     pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], "hydra_joblib_launcher", id="joblib"),
@@ -17,27 +16,33 @@ LAUNCHERS = [
     pytest.param(["hydra/launcher=ray"], "hydra_ray_launcher", id="ray", marks=pytest.mark.slow),
 ]
 # in children: a network of more than 100,000 parameters (resnet14) is killed, the small one is not
-PLANTED = ["method=ce", "method._target_=tests.planted.KilledWhenLarge", "student=resnet14,resnet8", "recipe.epochs=1"]
+PLANTED = ["method=killed", "student=resnet14,resnet8", "recipe.epochs=1"]
 
 
-def sweep(*words, **options):
-    command = [sys.executable, "-m", "kdbench.train", "-m", *TINY, *words]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
-    )
+@pytest.fixture
+def planted(tmp_path):
+    """Overrides of a sweep over a method of one's own, of which the process is killed."""
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    text = "name: killed\n_target_: tests.helpers.planted.KilledWhenLarge\nneeds: []\n"
+    (tmp_path / "conf" / "method" / "killed.yaml").write_text(text)
+    return [*PLANTED, f"hydra.searchpath=[file://{tmp_path}/conf]"]
+
+
+def sweep(*overrides, **options):
+    return launch(["-m", *TINY, *overrides], start_new_session=True, **options)
 
 
 @pytest.mark.parametrize(("launcher", "plugin"), LAUNCHERS)
-def test_a_job_that_is_killed_ends_alone(launcher, plugin, tmp_path):
+def test_a_job_that_is_killed_ends_alone(launcher, plugin, planted, tmp_path):
     pytest.importorskip(f"hydra_plugins.{plugin}")
-    process = sweep(*PLANTED, f"outputs={tmp_path}", *launcher)
+    process = sweep(*planted, f"outputs={tmp_path}", *launcher)
     output, _ = process.communicate()
     assert process.returncode == 1, output
     assert "killed by SIGKILL (out of memory?)" in output
     assert "error: 1 of 2 jobs failed; the same command tries them again" in output
     assert "Traceback" not in output
     (result,) = tmp_path.glob("runs/*/result.json")
-    assert json.loads(result.read_text())["name"] == "ce-resnet8-fake-s0"
+    assert json.loads(result.read_text())["name"] == "killed-resnet8-fake-s0"
 
 
 @pytest.mark.parametrize(("launcher", "plugin"), LAUNCHERS)

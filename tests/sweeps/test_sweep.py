@@ -7,11 +7,11 @@ import pytest
 from filelock import FileLock
 from hydra.core.utils import JobReturn, JobStatus
 
-from kdbench import grid, plan
 from kdbench.errors import RunFailed, UserError
-from kdbench.estimates import Estimates
-from kdbench.grid import Refused, Same, Task
-from kdbench.sweep import Sweep
+from kdbench.sweeps import grid, plan
+from kdbench.sweeps.estimates import Estimates
+from kdbench.sweeps.grid import Refused, Same, Task
+from kdbench.sweeps.sweep import Sweep
 from tests.helpers.tiny import TINY
 
 
@@ -22,7 +22,7 @@ def read(words):
 
 def leave(task, host="elsewhere", rows=0, **files):
     """Leave the record of a run in a task's place."""
-    directory = task.run.directory
+    directory = task.spec.directory
     directory.mkdir(parents=True)
     files.setdefault("status", {"state": "running"})
     files["status"]["host"] = host
@@ -32,7 +32,7 @@ def leave(task, host="elsewhere", rows=0, **files):
 
 
 def finish(task, seconds=1.0, **more):
-    leave(task, result={"config": task.cfg, "cost": {"train_seconds": seconds}}, **more)
+    leave(task, result={"config": task.spec.config, "cost": {"train_seconds": seconds}}, **more)
 
 
 # ------------------------------------------------------------------------------------------------ the grid
@@ -40,12 +40,12 @@ def finish(task, seconds=1.0, **more):
 
 def test_the_jobs_are_those_of_hydra_in_its_order(read):
     jobs = read("method=ce,ls", "seed=range(1,4)", "recipe.lr=choice(0.1,0.2)").jobs
-    assert [(job.words[-3], job.words[-2], job.words[-1]) for job in jobs] == [
+    assert [(job.overrides[-3], job.overrides[-2], job.overrides[-1]) for job in jobs] == [
         (f"method={method}", f"seed={seed}", f"recipe.lr={lr}")
         for method in ("ce", "ls") for seed in (1, 2, 3) for lr in (0.1, 0.2)
     ]  # fmt: skip
     assert [job.label for job in jobs] == [f"job {number}/12" for number in range(1, 13)]
-    assert [job.cfg["seed"] for job in jobs][:4] == [1, 1, 2, 2]
+    assert [job.spec.config["seed"] for job in jobs][:4] == [1, 1, 2, 2]
 
 
 def test_a_preset_may_hold_the_grid(read, tmp_path):
@@ -54,7 +54,10 @@ def test_a_preset_may_hold_the_grid(read, tmp_path):
         "# @package _global_\nrecipe: {lr: 0.3}\nhydra: {sweeper: {params: {seed: '5,6', method: 'ce,ls'}}}\n"
     )
     found = read("experiment=study", f"hydra.searchpath=[file://{tmp_path}]", "method=ce")
-    assert [(job.cfg["seed"], job.cfg["method"]["name"], job.cfg["recipe"]["lr"]) for job in found.tasks] == [
+    assert [
+        (job.spec.config["seed"], job.spec.config["method"]["name"], job.spec.config["recipe"]["lr"])
+        for job in found.tasks
+    ] == [
         (5, "ce", 0.3),
         (6, "ce", 0.3),
     ]
@@ -67,7 +70,7 @@ def test_states_are_those_of_the_records(read):
     leave(tasks[1], status={"state": "failed"})
     leave(tasks[2])
     leave(tasks[3])
-    with FileLock(tasks[3].run.directory / ".lock"):
+    with FileLock(tasks[3].spec.directory / ".lock"):
         assert [task.state for task in tasks] == list(names)
 
 
@@ -78,25 +81,25 @@ def test_what_is_done_is_to_do_again_by_force(read):
 
 def test_a_teacher_is_one_job_however_many_wait_for_it(read):
     found = read("method=ce,kd,at", "seed=0,1", "noise=none,symmetric")
-    assert [(task.label, task.run.name, task.waiting) for task in found.teachers] == [
+    assert [(task.label, task.spec.name, task.waiting) for task in found.teachers] == [
         ("teacher 1/2", "ce-resnet14-fake-s0", 4),
         ("teacher 2/2", "ce-resnet14-fake-symmetric0.4-s0", 4),
     ]
     finish(found.teachers[0])
-    assert [task.run.name for task in read("method=kd", "seed=0,1", "noise=none,symmetric").teachers] == [
+    assert [task.spec.name for task in read("method=kd", "seed=0,1", "noise=none,symmetric").teachers] == [
         "ce-resnet14-fake-symmetric0.4-s0"
     ]
 
 
 def test_the_lightweight_teacher_is_a_job_too(words):
     found = grid.read(words("method=lwkd", "dataset.num_classes=10", "dataset.image_size=28", "dataset.channels=1"))
-    assert [task.cfg["dataset"]["name"] for task in found.teachers] == ["synmnist"]
+    assert [task.spec.config["dataset"]["name"] for task in found.teachers] == ["synmnist"]
 
 
 def test_a_teacher_that_is_a_job_of_the_grid_is_not_listed_twice(read):
     found = read("method=ce,kd", "student=resnet14")
     assert not found.teachers
-    assert found.tasks[1].teachers == [found.tasks[0].run.directory]
+    assert found.tasks[1].needs == [found.tasks[0].spec.directory]
 
 
 def test_two_jobs_that_are_the_same_run_are_one(read):
@@ -132,7 +135,7 @@ def test_time_is_the_median_pace_of_finished_runs_of_the_kind_times_the_epochs_l
     estimates = [Estimates().of(task) for task in tasks]
     assert [estimate.seconds for estimate in estimates] == [2 * 50, 2 * 30, None, None]
     sizes = sorted(
-        sum(file.stat().st_size for file in task.run.directory.iterdir())
+        sum(file.stat().st_size for file in task.spec.directory.iterdir())
         for task in read("method=ce", "seed=1,2,3", "recipe.epochs=10").tasks
     )
     assert [estimate.size for estimate in estimates] == [sizes[1], sizes[1], None, None]
@@ -231,7 +234,7 @@ def test_what_another_process_is_at_is_put_off(read):
     found = read("method=ce", "seed=0,1,2")
     leave(found.tasks[0])
     launcher = BasicLauncher()
-    with FileLock(found.tasks[0].run.directory / ".lock"):
+    with FileLock(found.tasks[0].spec.directory / ".lock"):
         Sweep(found, launcher).carry_out()
     assert launcher.batches == [["job 2/3"], ["job 3/3"], ["job 1/3"]]
 

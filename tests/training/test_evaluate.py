@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.config import composed
-from kdbench.data.module import DataModule
+from kdbench import cli
 from kdbench.errors import UserError
-from kdbench.evaluate import chosen, main
 from kdbench.evaluation.attacks import EPS
-from kdbench.specs.resolve import spec_of
-from kdbench.training.conduct import conduct
 from kdbench.files import read_json, read_lines
+from kdbench.records.record import Record
+from kdbench.specs.resolve import spec_of
+from kdbench.training.assemble import data_of
+from kdbench.training.conduct import conduct
+from kdbench.training.evaluate import chosen_runs, evaluate
 from tests.helpers.tiny import TINY
 
 NOISY = [*TINY, "noise=symmetric", "noise.rate=0.3"]
@@ -22,17 +23,19 @@ NOISY = [*TINY, "noise=symmetric", "noise.rate=0.3"]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
-    return conduct(spec_of([*NOISY, f"outputs={outputs}"])[0]), outputs
+    return conduct(spec_of([*NOISY, f"outputs={outputs}"])), outputs
 
 
 @pytest.fixture
 def evaluated(finished):
-    run, outputs = finished
+    run, _ = finished
 
     def go(*, attack=False, images=None, folder=None):
         path = run.directory / "evaluation.json"
         path.unlink(missing_ok=True)
-        assert main([str(run.directory)], outputs, attack, images, folder) == 0
+        options = ["--attacks"] * attack + ([] if images is None else ["--images", str(images)])
+        options += [] if folder is None else ["--corruptions", folder]
+        assert cli.main(["evaluate", str(run.directory), *options]) == 0
         return read_json(path)
 
     return go
@@ -60,17 +63,17 @@ def test_attacks_are_the_same_each_time_and_weaker_than_none(finished, evaluated
     assert evaluated(attack=True, images=33)["attacks"]["images"] == 33
 
 
-def test_further_measures_join_earlier_ones(finished):
+def test_further_measures_join_earlier_ones(finished, monkeypatch):
     run, outputs = finished
-    assert main([run.id], outputs, True, 8, None) == 0
-    assert main([run.directory.name], outputs, False, None, None) == 0
+    monkeypatch.setenv("KDBENCH_OUTPUTS", str(outputs))
+    assert cli.main(["evaluate", run.id, "--attacks", "--images", "8"]) == 0
+    assert cli.main(["evaluate", run.directory.name]) == 0
     assert read_json(run.directory / "evaluation.json")["attacks"]["images"] == 8
 
 
 def test_corrupted_images_are_scored_by_severity(finished, evaluated, tmp_path):
-    run, _ = finished
-    cfg = run.result["config"]
-    data = DataModule(cfg["dataset"], cfg["imbalance"], cfg["noise"], 16, 0).prepare()
+    run, outputs = finished
+    data = data_of(spec_of([*NOISY, f"outputs={outputs}"]))
     images = torch.cat([batch.images for batch in data.test_dataloader()]).permute(0, 2, 3, 1)
     clean = (images * 255).round().byte().numpy()
     ruined = np.zeros_like(clean)
@@ -86,31 +89,38 @@ def test_corrupted_images_are_scored_by_severity(finished, evaluated, tmp_path):
 
 
 def test_without_its_teacher_a_student_is_measured_alone(tmp_path):
-    run = conduct(spec_of([*TINY, "recipe.epochs=1", f"outputs={tmp_path}"])[0])
+    run = conduct(spec_of([*TINY, "recipe.epochs=1", f"outputs={tmp_path}"]))
     teacher = next((tmp_path / "runs").glob("ce-*"))
     teacher.rename(tmp_path / "elsewhere")
-    assert main([run.id], tmp_path, True, 8, None) == 0
-    found = read_json(run.directory / "evaluation.json")
-    assert found["fidelity"] is None
-    assert "transferability" not in found["attacks"]
+    assert cli.main(["evaluate", str(run.directory), "--attacks", "--images", "8"]) == 0
+    evaluation = read_json(run.directory / "evaluation.json")
+    assert evaluation["fidelity"] is None
+    assert "transferability" not in evaluation["attacks"]
 
 
-def test_what_is_no_finished_run_is_refused(finished, tmp_path):
+def test_what_is_no_finished_run_is_refused(finished, tmp_path, capsys):
     run, outputs = finished
     with pytest.raises(UserError, match="abc is no run"):
-        chosen(["abc"], outputs)
+        chosen_runs(["abc"], outputs)
     begun = tmp_path / "runs" / "ce-x-0123456789ab"
     begun.mkdir(parents=True)
     (begun / "status.json").write_text(json.dumps({"state": "failed"}))
     with pytest.raises(UserError, match="is failed; only finished"):
-        chosen([str(begun)], outputs)
-    with pytest.raises(UserError, match="--images 0"):
-        main([run.id], outputs, True, 0, None)
+        chosen_runs([str(begun)], outputs)
+    assert cli.main(["evaluate", str(run.directory), "--images", "0"]) == 2
+    assert "--images 0 is not allowed" in capsys.readouterr().err
 
 
 def test_a_data_set_that_has_changed_is_refused(finished, monkeypatch):
-    run, outputs = finished
-    result = {**run.result, "labels_hash": "other"}
-    monkeypatch.setattr("kdbench.records.Record.result", result)
+    run, _ = finished
+    monkeypatch.setattr("kdbench.records.record.Record.result", {**run.finished, "labels_hash": "other"})
     with pytest.raises(UserError, match="not what it was trained on"):
-        main([str(run.directory)], outputs, False, None, None)
+        evaluate(Record(run.directory), False, None, None)
+
+
+def test_a_record_of_another_version_is_refused(finished, monkeypatch):
+    run, _ = finished
+    older = {key: value for key, value in run.finished.items() if key != "sizes"}
+    monkeypatch.setattr("kdbench.records.record.Record.result", older)
+    with pytest.raises(UserError, match="recorded by another version of kdbench"):
+        evaluate(Record(run.directory), False, None, None)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kdbench import fit
-from kdbench.config import options
+from kdbench.config.groups import options
+from kdbench.training import fit
+from tests.helpers.methods import batch_of, method_of, step
 
 READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__")
 
@@ -43,8 +44,6 @@ def test_an_epoch_reads_no_more_from_the_device_for_having_more_steps(tiny, monk
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", options("method"))
 def test_a_cuda_step_does_not_synchronise(name):
-    from tests.helpers.methods import batch_of, method_of, step
-
     method = method_of(name).to("cuda")
     batch = batch_of(device="cuda")
     step(method, batch).backward()

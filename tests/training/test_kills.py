@@ -2,21 +2,17 @@
 
 import json
 import random
-import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.helpers.tiny import TINY
-from tests.helpers.tiny import same
+from tests.helpers.tiny import TINY, launch, same
 
-WORDS = [*TINY, "recipe.epochs=40", "dataset.num_train=400"]
+OVERRIDES = [*TINY, "recipe.epochs=40", "dataset.num_train=400"]
 
 
-def launch(outputs):
-    command = [sys.executable, "-m", "kdbench.train", *WORDS, f"outputs={outputs}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def launch_run(outputs):
+    return launch([*OVERRIDES, f"outputs={outputs}"])
 
 
 def wait_for_training(process):
@@ -29,12 +25,12 @@ def wait_for_training(process):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_twenty_kills(tmp_path):
-    whole = launch(tmp_path / "whole")
+    whole = launch_run(tmp_path / "whole")
     output, _ = whole.communicate()
     assert whole.returncode == 0, output
     draw, kills, finished = random.Random(0), 0, 0
     while kills < 20:
-        process = launch(tmp_path / "killed")
+        process = launch_run(tmp_path / "killed")
         if draw.random() < 0.8:  # the others die in their imports, or between two runs
             wait_for_training(process)
         time.sleep(draw.uniform(0, 0.8))
@@ -45,7 +41,7 @@ def test_twenty_kills(tmp_path):
             finished += 1
             (tmp_path / "killed").rename(tmp_path / f"finished-{finished}")
         process.communicate()
-    last = launch(tmp_path / "killed")
+    last = launch_run(tmp_path / "killed")
     output, _ = last.communicate()
     assert last.returncode == 0, output
     results = [same(json.loads(path.read_text())) for path in tmp_path.glob("*/runs/kd-*/result.json")]
@@ -60,9 +56,8 @@ GRID = [
 ]  # fmt: skip
 
 
-def sweep(outputs, *words):
-    command = [sys.executable, "-m", "kdbench.train", "-m", *GRID, f"outputs={outputs}", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def sweep(outputs, *overrides):
+    return launch(["-m", *GRID, f"outputs={outputs}", *overrides])
 
 
 def finished(outputs):

@@ -1,1 +1,1 @@
-"""What methods share and no author of a method needs to read: the step, the stages, the meters, the optimisers."""
+"""What all methods share: the step, the stages, the meters, the optimisers. Nobody who adds a method has to read it."""

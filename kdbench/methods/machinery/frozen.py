@@ -9,7 +9,7 @@ from kdbench.models.features import Features, Network
 
 
 class Teacher(nn.Module):
-    """A frozen network: no gradients for its weights, and in eval mode whatever anyone calls."""
+    """A frozen network: its weights need no gradients, and it is always in eval mode."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class Teacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode."""
+        """Stay in eval mode, whatever `mode` is."""
         return super().train(False)
 
     @torch.no_grad()
@@ -26,5 +26,5 @@ class Teacher(nn.Module):
         return self.network(images)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits (B,K) of `images` (B,C,H,W), through which a gradient flows to the images."""
+        """Logits (B,K) of `images` (B,C,H,W), differentiable with respect to the images."""
         return self.network(images).logits

@@ -1,4 +1,4 @@
-"""What a method may define beside its losses, with what happens if it does not."""
+"""What a method may define beside its losses, and what happens if it does not."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -19,12 +19,12 @@ class Hooks:
     """The optional part of the contract.
 
     Attributes:
-        per_sample: the loss is a mean over samples; False where samples of a batch are compared with each other.
+        per_sample: whether the losses are means over samples; False where they compare the samples of a batch.
         student: the network that is trained.
-        teacher: frozen; None where no loss needs one.
+        teacher: the frozen network; None where no loss needs one.
         label_weight: of the cross-entropy on the labels; a method may set it in `__init__`.
-        progress: epoch within the stage, and epochs of the stage.
-        watched: scalars of the last step that are recorded and not minimised; a method may fill it in `losses`.
+        progress: the epoch within the stage, and the number of epochs of the stage.
+        watched: scalars of the last step that are recorded but not minimised; a method may set them in `losses`.
         seed: of the run.
     """
 
@@ -42,33 +42,33 @@ class Hooks:
         return []
 
     def lr_multipliers(self) -> list[tuple[nn.Module, float]]:
-        """Train-only modules whose learning rate is a multiple of the recipe's, with that multiple."""
+        """Train-only modules whose learning rate is a multiple of the recipe's, each with its multiple."""
         return []
 
     def transform_teacher(self, teacher: Features, batch: Batch) -> Features:
-        """What the method, and all losses added to it, take for the teacher's features."""
+        """The features that the method, and all losses added to it, use as the teacher's."""
         return teacher
 
     def warning(self, watched: Mapping[str, float]) -> str | None:
-        """A warning about an epoch's means of `watched`, if there is reason for one."""
+        """A warning about an epoch's means of `watched`, or None if they are as they should be."""
         return None
 
     def predictions(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits (B,K) of the student (`student`, the headline) and of whatever else is trained to classify."""
+        """Logits (B,K) of the student (`student`, the headline) and of any other classifier that is trained."""
         return {"student": self.student(images).logits}
 
     def receive(self, finished: Mapping[str, FinishedRun]) -> None:
-        """Take what the runs that the method depends on have left: `teacher`, and those that its YAML declares."""
+        """Load what the runs that this run depends on have left: `teacher`, and those that the YAML declares."""
 
     def another_network(self, name: str | None, number: int) -> Network:
         """One more network for the same data.
 
         Args:
-            name: of the network; None for the student's.
+            name: of the network; None for the same as the student's.
             number: of the random stream that initialises it.
 
         Raises:
-            UserError: no such network.
+            UserError: there is no such network.
         """
         origin = self.student.origin
         with torch.random.fork_rng(devices=()):

@@ -1,4 +1,4 @@
-"""The LightningModule that all methods share: from a batch to the sum of named losses, stage by stage."""
+"""The LightningModule that all methods share: from a batch to the sum of its named losses, stage by stage."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Self, cast
@@ -21,10 +21,11 @@ from kdbench.models.features import Features, Network, Shapes
 
 
 class DistillationModule(Hooks, pl.LightningModule):
-    """Trains a student by the losses of a method.
+    """Trains a student with the losses of a method.
 
-    From the step to the method: `training_step` sums `batch_losses`, which makes the forward passes and takes
-    `named_losses`, which adds the method's own `losses` to the cross-entropy on the labels and to those of `plus`.
+    How a step reaches the method: `training_step` sums the results of `batch_losses`. That makes the forward passes
+    and calls `named_losses`, which combines the cross-entropy on the labels, the method's own `losses` and those of
+    the methods in `plus`.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class DistillationModule(Hooks, pl.LightningModule):
         self.loss_meter = Meter("loss term")
         self.watched_meter = Meter("watched value")
 
-    # ---------------------------------------------------------------- what the two kinds of methods define
+    # ---------------------------------------------------------------- defined by the two kinds of methods
 
     def prepare_for(self, student: Shapes, teacher: Shapes | None) -> None:
         """Call the method's `prepare`."""
@@ -59,17 +60,20 @@ class DistillationModule(Hooks, pl.LightningModule):
         seed: int = 0,
         shuffle: str = "none",
     ) -> Self:
-        """Give the method its networks, the losses added to it and its recipe; returns itself.
+        """Give the method its networks, the losses added to it and its recipe.
 
-        The teacher is no sub-module: it is neither trained, nor saved, nor switched to train mode.
+        The teacher does not become a sub-module: it is not trained, saved or switched to train mode.
 
         Args:
             student: to be trained; its weights are the result.
-            teacher: frozen from here on.
-            plus: methods whose `losses` are added, by name.
-            recipe: the `recipe` group; None where nothing will be trained.
+            teacher: frozen from now on; None where no loss needs one.
+            plus: the methods whose `losses` are added, by name.
+            recipe: the `recipe` group; None if nothing will be trained.
             seed: of the run.
-            shuffle: of the teacher's features, as `order` of `shuffled`.
+            shuffle: of the teacher's features, the `order` of `shuffled`.
+
+        Returns:
+            The method itself.
 
         Raises:
             UserError: the method, or one added to it, cannot work with these networks or with each other.
@@ -110,14 +114,21 @@ class DistillationModule(Hooks, pl.LightningModule):
 
     @property
     def total_epochs(self) -> int:
-        """Epochs of all stages, the last one up to `stop_after`."""
-        whole = sum(stage.recipe["epochs"] for stage in self.stages)
+        """Number of epochs of all stages together, of the last one only those up to `stop_after`."""
+        total = sum(stage.recipe["epochs"] for stage in self.stages)
         last = self.stages[-1].recipe
-        return whole if last["stop_after"] is None else whole - last["epochs"] + last["stop_after"]
+        return total if last["stop_after"] is None else total - last["epochs"] + last["stop_after"]
 
     def enter_epoch(self, epoch: int) -> bool:
-        """Set stage and progress for an epoch, counted from 0 over all stages; returns whether the stage changed."""
-        before = self.stage
+        """Set the stage and the progress.
+
+        Args:
+            epoch: counted from 0 over all stages.
+
+        Returns:
+            Whether the stage has changed.
+        """
+        previous = self.stage
         for stage in self.stages:
             if epoch < stage.recipe["epochs"]:
                 break
@@ -125,10 +136,10 @@ class DistillationModule(Hooks, pl.LightningModule):
         self.stage = stage
         for part in self._parts():
             part.progress = Progress(epoch, stage.recipe["epochs"])
-        return stage is not before
+        return stage is not previous
 
     def configure_optimizers(self) -> Any:
-        """One optimiser for the student and every train-only module; the schedule steps once an epoch."""
+        """One optimiser for the student and all train-only modules; its schedule steps once per epoch."""
         multipliers = [pair for part in self._parts() for pair in part.lr_multipliers()]
         optimizer, schedule = optim.build(self.stage.recipe, self.parameters(), multipliers)
         return [optimizer], [schedule]
@@ -136,7 +147,7 @@ class DistillationModule(Hooks, pl.LightningModule):
     # ---------------------------------------------------------------- the step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Sum of the losses; None where the method has updated its networks itself."""
+        """Sum of the losses; None if the method has already updated its networks itself."""
         losses = self.batch_losses(batch)
         self.measure(losses)
         return torch.stack(list(losses.values())).sum()
@@ -146,11 +157,11 @@ class DistillationModule(Hooks, pl.LightningModule):
         return self.named_losses(*self.forward_both(batch.images), batch)
 
     def forward_both(self, images: Tensor) -> tuple[Features, Features | None]:
-        """Features of student and teacher of images (B,C,H,W), in the run's precision."""
+        """Features of student and teacher for images (B,C,H,W) in [0,1], in the run's precision."""
         return self.student(images), None if self.teacher is None else self.teacher(images)
 
     def named_losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
-        """The weighted losses of the current stage, in float32: `ce`, the method's, and `plus_<name>`."""
+        """The weighted losses of the current stage, in float32: `ce`, the method's, and `plus_<name>` for `plus`."""
         with without_autocast(batch.images):
             student = student.float()
             if teacher is not None:
@@ -162,13 +173,13 @@ class DistillationModule(Hooks, pl.LightningModule):
                 teacher = self.transform_teacher(teacher, batch)
             losses |= self.losses_of(student, teacher, batch)
             for name, part in self._added().items():
-                seen = None if teacher is None else part.transform_teacher(teacher, batch)
-                for key, loss in part.losses_of(student, seen, batch).items():
+                transformed = None if teacher is None else part.transform_teacher(teacher, batch)
+                for key, loss in part.losses_of(student, transformed, batch).items():
                     losses[f"plus_{name}" if key == name else f"plus_{name}_{key}"] = loss
             return losses
 
     def measure(self, losses: Mapping[str, Tensor]) -> None:
-        """Add a step's losses and watched values to the epoch's means."""
+        """Add a step's losses and watched values to the means of the epoch."""
         self.loss_meter.update(losses)
         watched = dict(self.watched)
         for name, part in self._added().items():
@@ -177,7 +188,7 @@ class DistillationModule(Hooks, pl.LightningModule):
             self.watched_meter.update(watched)
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's means."""
+        """Reset the means of the epoch."""
         self.loss_meter.reset()
         self.watched_meter.reset()
 
@@ -185,9 +196,9 @@ class DistillationModule(Hooks, pl.LightningModule):
 
     def extra_parameters(self) -> int:
         """Number of parameters that are trained beside the student and never exported."""
-        own = {id(parameter) for parameter in self.student.parameters()}
-        return sum(p.numel() for p in self.parameters() if id(p) not in own)
+        exported = {id(parameter) for parameter in self.student.parameters()}
+        return sum(p.numel() for p in self.parameters() if id(p) not in exported)
 
     def export(self) -> dict[str, Tensor]:
-        """State of the student's network alone."""
+        """The state dict of the student's network alone."""
         return self.student.export_state()

@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule of a recipe, from torch's own parts."""
+"""The optimiser and learning-rate schedule of a recipe, built from torch's own classes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,27 +18,27 @@ from torch.optim.lr_scheduler import (
 def build(
     recipe: Mapping[str, Any], parameters: Iterable[nn.Parameter], multipliers: Sequence[tuple[nn.Module, float]] = ()
 ) -> tuple[Optimizer, LRScheduler]:
-    """Optimiser and the schedule that is stepped once after every epoch.
+    """An optimiser, and its schedule, which is to be stepped once after every epoch.
 
     The drops of `schedule: step` are fractions of the training, so a shortened recipe keeps its proportions.
 
     Args:
         recipe: the `recipe` group.
         parameters: to be trained.
-        multipliers: modules among them whose learning rate is a multiple of the recipe's, with that multiple.
+        multipliers: modules among them whose learning rate is a multiple of the recipe's, each with its multiple.
     """
-    apart = {id(parameter) for module, _ in multipliers for parameter in module.parameters()}
-    rest = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in apart]
-    trained = [{"params": rest}]
-    trained += [{"params": list(module.parameters()), "lr": factor * recipe["lr"]} for module, factor in multipliers]
+    multiplied = {id(parameter) for module, _ in multipliers for parameter in module.parameters()}
+    others = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in multiplied]
+    groups = [{"params": others}]
+    groups += [{"params": list(module.parameters()), "lr": factor * recipe["lr"]} for module, factor in multipliers]
     optimizer: Optimizer
     if recipe["optimizer"] == "sgd":
         optimizer = SGD(
-            trained, recipe["lr"], recipe["momentum"], weight_decay=recipe["weight_decay"],
+            groups, recipe["lr"], recipe["momentum"], weight_decay=recipe["weight_decay"],
             nesterov=recipe["nesterov"], fused=True,
         )  # fmt: skip
     else:
-        optimizer = AdamW(trained, recipe["lr"], weight_decay=recipe["weight_decay"], fused=True)
+        optimizer = AdamW(groups, recipe["lr"], weight_decay=recipe["weight_decay"], fused=True)
     epochs, warmup = recipe["epochs"], recipe["warmup_epochs"]
     main: LRScheduler
     if recipe["schedule"] == "step":

@@ -5,5 +5,5 @@ from torch import Tensor
 
 
 def without_autocast(tensor: Tensor) -> torch.autocast:
-    """A context without autocast on the device of `tensor`."""
+    """A context manager that turns autocast off on the device of `tensor`."""
     return torch.autocast(tensor.device.type, enabled=False)

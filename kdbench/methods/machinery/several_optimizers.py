@@ -1,4 +1,4 @@
-"""Methods that update several sets of parameters, one after the other, on the same batch."""
+"""Methods that update several sets of parameters one after the other, on the same batch."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast
@@ -18,8 +18,8 @@ class Update(NamedTuple):
 
     Attributes:
         parameters: updated by an optimiser of their own.
-        recipe: of that optimiser and its schedule.
-        losses: named losses of a batch; called when all updates before it have been made.
+        recipe: of this optimiser and its schedule.
+        losses: the named losses of a batch; called after all previous updates have been made.
     """
 
     parameters: Iterable[nn.Parameter]
@@ -28,14 +28,14 @@ class Update(NamedTuple):
 
 
 class SeveralOptimizers(DistillationModule):
-    """A method whose step is a sequence of updates, each with an optimiser of its own."""
+    """A method whose step is a sequence of updates, each with its own optimiser."""
 
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
 
     def parameters_without(self, module: nn.Module) -> list[nn.Parameter]:
-        """All parameters but those of a module: the student's and those of what is trained with it."""
+        """All parameters, of the student and of everything trained with it, except those of one module."""
         excluded = {id(parameter) for parameter in module.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in excluded]
 
@@ -44,7 +44,7 @@ class SeveralOptimizers(DistillationModule):
         raise NotImplementedError
 
     def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of all updates, none of which is made."""
+        """Losses of all updates, without making any of them."""
         return {name: loss for update in self.updates() for name, loss in update.losses(batch).items()}
 
     def configure_optimizers(self) -> Any:
@@ -54,7 +54,7 @@ class SeveralOptimizers(DistillationModule):
         return [optimizer for optimizer, _ in built], [schedule for _, schedule in built]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Make the updates."""
+        """Make all updates."""
         measured: dict[str, Tensor] = {}
         for update, optimizer in zip(self.planned_updates, cast(list[Optimizer], self.optimizers()), strict=True):
             losses = update.losses(batch)

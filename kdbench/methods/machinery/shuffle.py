@@ -1,4 +1,4 @@
-"""A control: the teacher's answers to other images."""
+"""A control experiment: the student sees the teacher's features of other images."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from kdbench.models.features import Features
 
 
 def shuffled(features: Features, labels: Tensor, order: str) -> Features:
-    """Features of other images of the batch.
+    """The features of a batch, permuted among its images.
 
     Args:
         features: of a batch.
@@ -20,6 +20,6 @@ def shuffled(features: Features, labels: Tensor, order: str) -> Features:
     if order == "batch":
         index = noise.argsort()
     else:
-        # Sorted by label, once at random within a label and once not: samples at the same place are exchanged.
+        # Two sorts by label, one keeping the order within a label and one random: pair the samples by position.
         index = torch.empty_like(labels).scatter(0, labels.argsort(stable=True), (labels + noise).argsort())
     return Features([maps[index] for maps in features.stages], features.embedding[index], features.logits[index])

@@ -7,20 +7,25 @@ from torch import Tensor
 
 
 class Progress(NamedTuple):
-    """How far a stage is: `epoch`, counted from 0, of `epochs`."""
+    """How far a stage is.
+
+    Attributes:
+        epoch: the current epoch, counted from 0.
+        epochs: the number of epochs.
+    """
 
     epoch: int
     epochs: int
 
 
 class Stage(NamedTuple):
-    """A part of the training, with an optimiser and a schedule of its own.
+    """A part of the training, with its own optimiser and schedule.
 
     Attributes:
         name: for the record and the screen.
         recipe: as the `recipe` group; its `epochs` are those of the stage.
-        losses: named and weighted losses of (student, teacher, batch), which are all that the stage minimises; None
-            for the cross-entropy on the labels, the method's losses and those that `plus` adds.
+        losses: from (student, teacher, batch) to the named and weighted losses, which are all that the stage
+            minimises; None for the cross-entropy on the labels, the method's losses and those that `plus` adds.
     """
 
     name: str
@@ -35,11 +40,11 @@ def first_stage(
 
     Args:
         name: of the stage.
-        schedule: `epochs`, its length as a fraction of `recipe.epochs` (at least one epoch), and `lr`, constant, as a
-            multiple of `recipe.lr`.
-        recipe: of the run; everything else is taken from it.
-        losses: as of `Stage`.
+        schedule: `epochs`, its length as a fraction of `recipe.epochs` (at least one epoch), and `lr`, its constant
+            learning rate as a multiple of `recipe.lr`.
+        recipe: of the run; the stage takes everything else from it.
+        losses: as in `Stage`.
     """
     epochs = max(1, round(schedule["epochs"] * recipe["epochs"]))
-    changed = {"epochs": epochs, "lr": schedule["lr"] * recipe["lr"], "schedule": "constant", "warmup_epochs": 0}
-    return Stage(name, {**recipe, **changed}, losses)
+    changes = {"epochs": epochs, "lr": schedule["lr"] * recipe["lr"], "schedule": "constant", "warmup_epochs": 0}
+    return Stage(name, {**recipe, **changes}, losses)

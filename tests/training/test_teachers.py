@@ -1,0 +1,121 @@
+"""Where a teacher comes from: trained by itself, found again, loaded from a file."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kdbench.errors import UserError
+from kdbench.files import read_lines
+from tests.helpers.tiny import same
+
+
+def test_a_teacher_with_random_weights(tiny):
+    run = tiny("teacher.recipe.stop_after=0")
+    assert run.finished["teacher"]["test_accuracy"] < 0.6  # chance is 0.25
+    assert run.finished["config"]["recipe"]["stop_after"] is None
+    assert len(list(read_lines(run.metrics))) == 3
+
+
+def test_a_teacher_of_the_students_kind(tiny):
+    run = tiny("teacher=self")
+    assert run.finished["teacher"]["name"] == "resnet8"
+    assert run.finished["teacher"]["id"] == tiny("method=ce").id
+
+
+def test_a_teacher_learns_from_the_students_data_or_from_clean_data(tiny):
+    corrupted = ["noise=symmetric", "noise.rate=0.4", "imbalance=longtail", "imbalance.factor=2", "recipe.epochs=1"]
+    alone = ["method=ce", "student=resnet14", "recipe.epochs=1"]
+    same_data, clean = tiny(*corrupted), tiny(*corrupted, "teacher.condition=clean")
+    assert same_data.id != clean.id
+    assert same_data.finished["teacher"]["id"] == tiny(*alone, *corrupted).id
+    assert clean.finished["teacher"]["id"] == tiny(*alone).id
+    assert clean.finished["labels_hash"] == same_data.finished["labels_hash"]
+    assert "resnet14_clean-" in clean.name
+    assert "_clean" not in same_data.name
+    alike = tiny("teacher.condition=clean", "recipe.epochs=1")
+    assert alike.directory == tiny("recipe.epochs=1").directory  # no noise, no imbalance
+
+
+def test_shuffled_answers_make_another_run(whole, tiny):
+    by_batch, by_class = (tiny(f"teacher.shuffle={order}") for order in ("batch", "class"))
+    assert len({whole[0].id, by_batch.id, by_class.id}) == 3
+    losses = [record.epochs[-1]["train/kd"] for record in (whole[1], by_batch, by_class)]
+    assert len(set(losses)) == 3
+    once = same(by_batch.finished)
+    assert same(tiny("teacher.shuffle=batch", "force=true").finished) == once
+
+
+def test_an_epoch_that_gives_reason_is_warned_of_once(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "kdbench.methods.skd.SKD.warning", lambda self, watched: f"agreement {watched['agreement']:.1f}"
+    )
+    tiny("method=skd")
+    assert capsys.readouterr().out.count("warning: skd-resnet14-resnet8-fake-s0, epoch 1: agreement ") == 1
+
+
+def save(path, result_run, **changes):
+    state = load_file(result_run.weights)
+    state |= changes
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"epoch": 3, "model": {f"module.{key}": value for key, value in state.items()}}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["t.safetensors", "t.pth"])
+def test_teacher_from_a_file_is_measured(whole, teacher_record, tiny, tmp_path, name, capsys):
+    path = save(tmp_path / name, teacher_record)
+    result = tiny(f"teacher.checkpoint={path}").result
+    assert result["teacher"]["test_accuracy"] == whole[1].finished["teacher"]["test_accuracy"]
+    assert result["teacher"]["id"].startswith("file-")
+    assert result["test"] == whole[1].finished["test"]  # the same teacher, so the same student
+    assert f"test accuracy {100 * result['teacher']['test_accuracy']:.2f} %" in capsys.readouterr().out
+
+
+def test_teacher_input_is_normalised_as_it_was_trained(teacher_record, tiny, tmp_path):
+    path = save(tmp_path / "t.safetensors", teacher_record)
+    words = [f"teacher.checkpoint={path}", "dataset.normalize=false", "recipe.epochs=1"]
+    right = tiny(*words, "teacher.mean=[0.5]", "teacher.std=[0.33]").result
+    assert right["teacher"]["test_accuracy"] == teacher_record.finished["test"]["accuracy"]
+    assert (right["sizes"]["mean"], right["sizes"]["std"]) == ([0.0], [1.0])
+
+
+def test_a_teacher_that_is_too_bad_stops_the_run(tiny):
+    with pytest.raises(UserError, match=r"below teacher\.min_accuracy=1"):
+        tiny("teacher.min_accuracy=1.0", "teacher.recipe.epochs=1", "teacher.recipe.lr=1e-6")
+
+
+def test_files_that_are_no_teacher(teacher_record, tiny, tmp_path):
+    def refused(path, *more):
+        with pytest.raises(UserError) as caught:
+            tiny(f"teacher.checkpoint={path}", *more)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "cannot be read" in refused(tmp_path / "absent.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    assert "neither safetensors nor a plain state dict" in refused(tmp_path / "text.pth")
+    torch.save(teacher_record.state.join, tmp_path / "code.pth")
+    assert "could run code" in refused(tmp_path / "code.pth")
+    assert "holds no state dict" in refused(_saved(tmp_path / "list.pth", [1, 2]))
+    good = save(tmp_path / "t.safetensors", teacher_record)
+    assert "has 4 classes, but the data set has 6" in refused(good, "dataset.num_classes=6")
+    assert "is of another network" in refused(good, "teacher=resnet20")
+    assert "is of another network" in refused(good, "teacher=wrn_16_1")
+    half = tmp_path / "half.safetensors"
+    half.write_bytes(good.read_bytes()[:5000])
+    assert "neither safetensors nor" in refused(half)
+
+
+def _saved(path, content):
+    torch.save(content, path)
+    return path
+
+
+def test_a_damaged_teacher_in_the_store_is_refused(tiny, tmp_path):
+    tiny("recipe.epochs=1", "method=ce", "student=resnet14")
+    (weights,) = tmp_path.glob("outputs/runs/ce-resnet14-*/student.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(UserError, match=r"is not what its result\.json describes"):
+        tiny("recipe.epochs=1")
