@@ -1,4 +1,4 @@
-"""Our own words on the screen, other libraries' advice off it."""
+"""The terminal: our own messages and tables on it, other libraries' advice off it."""
 
 import logging
 import warnings
@@ -11,8 +11,15 @@ console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def show(table: Table, width: int = 160) -> None:
-    """Print a table; so wide where there is no terminal that would wrap it."""
-    wide = Console(markup=False, highlight=False, emoji=False)  # cells may say pip install kdbench[tensorboard]
+    """Print a table.
+
+    Args:
+        table: what to print.
+        width: in characters, where the output is not a terminal, which has a width of its own.
+    """
+    wide = Console(
+        markup=False, highlight=False, emoji=False
+    )  # a cell may hold brackets, as in pip install kdbench[tensorboard]
     if not wide.is_terminal:
         wide.width = width
     wide.print(table)
@@ -24,16 +31,16 @@ class _ToConsole(logging.Handler):
         console.print(prefix + self.format(record))
 
 
-def speak() -> None:
-    """Send our own messages to the screen."""
+def show_messages() -> None:
+    """Print the messages of kdbench's own log."""
     if not any(isinstance(handler, _ToConsole) for handler in log.handlers):
         log.addHandler(_ToConsole())
     log.setLevel(logging.INFO)
     log.propagate = False
 
 
-def hush() -> None:
-    """Keep Lightning's advice off the screen. After its import, which sets its loggers up."""
+def silence_lightning() -> None:
+    """Keep Lightning's advice off the terminal; to be called after its import, which sets up its loggers."""
     for name in ("pytorch_lightning", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (

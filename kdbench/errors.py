@@ -1,4 +1,4 @@
-"""Errors that are one line for a person, without a traceback."""
+"""Errors that are shown in one line, without a traceback."""
 
 
 class UserError(ValueError):
@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """A run that cannot go on for a reason that is no bug; the message says which run, why, and where its log is.
+    """A run failed for a reason that is not a bug; the message says which run, why, and where its log is.
 
     Attributes:
         why: the reason alone.

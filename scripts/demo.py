@@ -9,8 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from rich.table import Table
 
-from kdbench.specs.resolve import spec_of
 from kdbench.console import console
+from kdbench.specs.resolve import spec_of
 from kdbench.training.conduct import conduct
 
 SEEDS = range(5)

@@ -23,7 +23,7 @@ LOW_DISK = 5 * 2**30  # bytes
 
 
 class Check(NamedTuple):
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -42,16 +42,20 @@ def _packages() -> Iterator[Check]:
     python = sys.version.split()[0]
     yield Check("python", "ok", python) if supported else Check("python", "warn", f"{python}: 3.11 to 3.13 are tested")
     for package in PACKAGES:
-        found = _installed(package)
-        yield Check(package, "ok", found) if found else Check(package, "fail", "not installed: pip install kdbench")
+        installed = _installed(package)
+        yield (
+            Check(package, "ok", installed)
+            if installed
+            else Check(package, "fail", "not installed: pip install kdbench")
+        )
 
 
 def _lightning() -> Iterator[Check]:
     for package in ("pytorch-lightning", "lightning"):
-        found = _installed(package)
-        if found in MALICIOUS:
+        installed = _installed(package)
+        if installed in MALICIOUS:
             advice = "is a malicious upload (GHSA-w37p-236h-pfx3): remove it, and change every password it could read"
-            yield Check("lightning", "fail", f"{package} {found} {advice}")
+            yield Check("lightning", "fail", f"{package} {installed} {advice}")
     if all(importlib.util.find_spec(module) for module in ("lightning", "pytorch_lightning")):
         detail = "lightning and pytorch_lightning are both installed: import only the latter, their classes differ"
         yield Check("lightning", "warn", detail)
@@ -62,7 +66,7 @@ def _device() -> Iterator[Check]:
 
     if not torch.cuda.is_available():
         yield Check("device", "ok", f"CPU, {torch.get_num_threads()} threads; no CUDA device")
-        yield Check("bf16", "ok", "works on a CPU, but is seldom faster there")
+        yield Check("bf16", "ok", "works on the CPU, but is seldom faster there")
         return
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
@@ -83,7 +87,7 @@ def _data() -> Iterator[Check]:
         if any((Path(place) / file).is_file() for place in places):
             yield Check(name, "ok", f"comes with {package}")
         else:
-            yield Check(name, "fail", f"{file} is not in {package}: install {package} anew")
+            yield Check(name, "fail", f"{file} is not in {package}: reinstall {package}")
     root = data_root({"root": None})
     there = [name for name, place in ARCHIVES.items() if (root / place).exists()]
     if there:
@@ -117,18 +121,18 @@ def _wandb() -> Iterator[Check]:
 
 
 def report() -> list[Check]:
-    """Look at everything. A look that itself breaks (a torch that cannot be imported, say) is a failure."""
+    """Check everything. A check that itself breaks (torch cannot be imported, say) counts as a failure."""
     looks: dict[str, Callable[[], Iterator[Check]]] = {
         "packages": _packages, "lightning": _lightning, "device": _device, "data": _data, "outputs": _outputs,
         "W&B": _wandb,
     }  # fmt: skip
-    found: list[Check] = []
+    checks: list[Check] = []
     for name, look in looks.items():
         try:
-            found += look()
+            checks += look()
         except Exception as error:
-            found.append(Check(name, "fail", f"{type(error).__name__}: {error}"))
-    return found
+            checks.append(Check(name, "fail", f"{type(error).__name__}: {error}"))
+    return checks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

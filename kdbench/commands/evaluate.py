@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from kdbench.console import show, speak
+from kdbench.console import show, show_messages
 from kdbench.errors import UserError
 from kdbench.records.environment import versions
 from kdbench.records.record import Record, default_outputs
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate the runs, write their `evaluation.json`, and print the figures."""
     if args.images is not None and args.images < 1:
         raise UserError(f"--images {args.images} is not allowed: it must be > 0")
-    speak()
+    show_messages()
     from kdbench.training.evaluate import chosen_runs, evaluate
 
     folder = None if args.corruptions is None else Path(args.corruptions)

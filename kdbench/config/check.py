@@ -68,12 +68,12 @@ def _check_fixed(key: str, value: Any, choices: Mapping[str, Any]) -> None:
         option, choose = f"method/{method}", f"plus=[{method}]"
     else:
         option, choose = f"{group}/{choices[group]}", f"{group}={choices[group]}"
-    said = content(option)
+    fixed = content(option)
     for part in name.split("."):
-        said = said[part]
-    if value != said:
+        fixed = fixed[part]
+    if value != fixed:
         hint = f"; {group}={value} chooses another" if value in options(group) else ""
-        raise UserError(f"{key}={_shown(value)} is not allowed: {choose} fixes it at {_shown(said)}{hint}")
+        raise UserError(f"{key}={_shown(value)} is not allowed: {choose} fixes it at {_shown(fixed)}{hint}")
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:

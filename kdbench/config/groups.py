@@ -59,7 +59,7 @@ def header(option: str) -> dict[str, Any]:
     Raises:
         ValueError: a label nobody knows.
     """
-    found: dict[str, Any] = {"what": "", **copy.deepcopy(_LABELS)}
+    labels: dict[str, Any] = {"what": "", **copy.deepcopy(_LABELS)}
     label = ""
     for line in (CONF / f"{option}.yaml").read_text().splitlines():
         if not line.startswith("#"):
@@ -67,25 +67,25 @@ def header(option: str) -> dict[str, Any]:
         text = line.removeprefix("#").strip()
         if not text or text.startswith("@package"):
             continue
-        if not found["what"]:
-            found["what"] = text
+        if not labels["what"]:
+            labels["what"] = text
         elif line.startswith("#   ") and label:
-            _add(found, label, text)
+            _add(labels, label, text)
         elif match := re.match(r"([a-z]+): +(.+)", text):
             label = match[1]
             if label not in _LABELS:
                 raise ValueError(f"conf/{option}.yaml: unknown label {label!r}; known: {', '.join(_LABELS)}")
-            _add(found, label, match[2])
+            _add(labels, label, match[2])
         else:
             label = ""  # a remark for the reader of the file
-    return found
+    return labels
 
 
-def _add(found: dict[str, Any], label: str, text: str) -> None:
-    if isinstance(found[label], list):
-        found[label].append(text)
+def _add(labels: dict[str, Any], label: str, text: str) -> None:
+    if isinstance(labels[label], list):
+        labels[label].append(text)
     else:
-        found[label] = f"{found[label]} {text}".strip()
+        labels[label] = f"{labels[label]} {text}".strip()
 
 
 def needs(method: str) -> list[str]:

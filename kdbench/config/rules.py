@@ -78,8 +78,8 @@ class Rule(NamedTuple):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; nearest: a, b`, or nothing if no known word is near."""
-    found = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f"; nearest: {', '.join(found)}" if found else ""
+    matches = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(matches)}" if matches else ""
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not used: the name carries the hash of the content; the two newest are kept."""
+"""Checkpoints whose names carry the hash of their content, so that a damaged one is never used; two are kept."""
 
 import io
 import logging
@@ -17,7 +17,7 @@ _KEPT = 2
 
 
 class InPlace(TorchCheckpointIO):
-    """Writes where it is told to; Lightning's own writes to the system's temporary folder first."""
+    """Writes straight to the path it is given; Lightning's own writes to the system's temporary folder first."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint; raises OSError as the file system does."""
@@ -27,10 +27,10 @@ class InPlace(TorchCheckpointIO):
 
 
 def save(trainer: pl.Trainer, directory: Path) -> None:
-    """Write the state at the end of the current epoch; then forget all but the two newest.
+    """Write the state at the end of the current epoch; then remove all but the two newest.
 
     Raises:
-        OSError: no space, say; the checkpoints before are untouched.
+        OSError: the disk is full, say; earlier checkpoints are untouched.
     """
     temporary = directory / f".saving.{os.getpid()}"
     try:
@@ -44,9 +44,9 @@ def save(trainer: pl.Trainer, directory: Path) -> None:
 
 
 def newest(directory: Path) -> Path | None:
-    """The newest whole checkpoint; those whose content is not what their name says are set aside with a line.
+    """The newest intact checkpoint; one whose content does not match the hash in its name is set aside, with a warning.
 
-    The caller holds the run's lock, so files that a killed process was writing are nobody's, and go.
+    The caller holds the run's lock, so temporary files are leftovers of a killed process, and are removed.
     """
     for leftover in directory.glob(".*"):
         leftover.unlink()

@@ -58,7 +58,7 @@ class Record:
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
-        """`evaluation.json`, what `kdbench evaluate` found later; empty without one."""
+        """`evaluation.json`, what `kdbench evaluate` measured later; empty without one."""
         return read_json(self.directory / "evaluation.json") or {}
 
     @cached_property

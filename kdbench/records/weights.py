@@ -57,12 +57,12 @@ def check_classes(path: Path, key: str, num_classes: int) -> None:
     except OSError as error:
         raise UserError(f"{key}={path} cannot be read: {error}") from error
     except SafetensorError:
-        return  # not safetensors: left to `read`
+        return  # not safetensors: `read` decides
 
 
-def _check_head(found: int, wanted: int, name: str) -> None:
-    if found != wanted:
-        raise UserError(f"{name} has {found} classes, but the data set has {wanted}")
+def _check_head(outputs: int, num_classes: int, name: str) -> None:
+    if outputs != num_classes:
+        raise UserError(f"{name} has {outputs} classes, but the data set has {num_classes}")
 
 
 def read(path: Path, key: str) -> "dict[str, Tensor]":
@@ -123,13 +123,15 @@ def load_into(net: "nn.Module", state: "Mapping[str, Tensor]", name: str) -> Non
     missing, foreign = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or foreign:
         kind = f"lacks {missing[0]}" if missing else f"has {foreign[0]} besides"
-        raise UserError(f"{name} is of another network: it {kind} ({len(missing)} missing, {len(foreign)} foreign)")
+        raise UserError(
+            f"{name} belongs to another network: it {kind} ({len(missing)} missing, {len(foreign)} foreign)"
+        )
     head = {id(parameter) for parameter in net.get_classifier().parameters()}  # type: ignore[operator]
     for key, value in net.named_parameters():
         if id(value) in head and value.shape[1:] == state[key].shape[1:]:
             _check_head(len(state[key]), len(value), name)
     for key, value in wanted.items():
         if value.shape != state[key].shape:
-            found = list(state[key].shape)
-            raise UserError(f"{name} is of another network: {key} is {found}, not {list(value.shape)}")
+            shape = list(state[key].shape)
+            raise UserError(f"{name} belongs to another network: {key} is {shape}, not {list(value.shape)}")
     net.load_state_dict(dict(state))

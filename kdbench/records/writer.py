@@ -67,7 +67,7 @@ class RecordWriter:
         old = [item for item in directory.iterdir() if item.name not in ("previous", ".lock")]
         if any(item.name == "status.json" for item in old):
             previous = directory / "previous"
-            count = len(list(previous.glob("*")))  # two within a second are told apart
+            count = len(list(previous.glob("*")))  # two within the same second get different names
             place = previous / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{count + 1}"
             place.mkdir(parents=True)
             for item in old:
@@ -116,7 +116,7 @@ class RecordWriter:
         write_json(self.record.directory / "result.json", result)
 
     def add_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Merge what was found about a finished run into `evaluation.json`."""
+        """Merge later measurements of a finished run into `evaluation.json`."""
         directory = self.record.directory
         write_json(directory / "evaluation.json", {**Record(directory).evaluation, **evaluation})
 

@@ -1,4 +1,4 @@
-"""What runs will take, from what finished runs of the same kind took. Imports no torch."""
+"""How long runs will take and how much disk, from finished runs of the same kind. Imports no torch."""
 
 import glob
 import json
@@ -14,7 +14,7 @@ from kdbench.sweeps.grid import Task
 
 
 class Estimate(NamedTuple):
-    """What a run will take; None is unknown.
+    """What a run will take; None where it is unknown.
 
     Attributes:
         seconds: of training.
@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
     size: float | None
 
 
-class Past(NamedTuple):
+class Finished(NamedTuple):
     """What one finished run took.
 
     Attributes:
@@ -43,41 +43,42 @@ class Estimates:
     """Estimates from the records below one root.
 
     Runs are of the same kind if they differ only in what time does not depend on: seed, noise, learning rate, length.
-    Those of this host are believed rather than others.
+    Runs on this host, if there are any, are used rather than others.
     """
 
     def __init__(self) -> None:
         self._paces: dict[str, list[float]] = {}  # measured now, by kind
-        self._past: dict[Path, dict[str, list[Past]]] = {}  # by pattern of the directories, by kind
+        self._finished: dict[Path, dict[str, list[Finished]]] = {}  # by pattern of the directories, by kind
 
     def of(self, task: Task) -> Estimate:
-        """What remains to be done of a task."""
+        """What is still to be spent on a task."""
         kind = kind_of(task.spec.config)
-        past = self._read(task).get(kind, [])
-        here = [each for each in past if each.host == platform.node()] or past
-        paces = [each.pace for each in here] or self._paces.get(kind)
+        finished = self._read(task).get(kind, [])
+        here = [run for run in finished if run.host == platform.node()] or finished
+        paces = [run.pace for run in here] or self._paces.get(kind)
         done = len(task.record.epochs) if task.state == "interrupted" else 0
         seconds = statistics.median(paces) * max(0, epochs_of(task.spec.config) - done) if paces else None
-        return Estimate(seconds, statistics.median(each.size for each in here) if here else None)
+        return Estimate(seconds, statistics.median(run.size for run in here) if here else None)
 
     def learn(self, task: Task, pace: float) -> None:
         """Take `pace` seconds an epoch for runs of the task's kind of which none is finished."""
         self._paces[kind_of(task.spec.config)] = [pace]
 
-    def _read(self, task: Task) -> dict[str, list[Past]]:
+    def _read(self, task: Task) -> dict[str, list[Finished]]:
         """The finished runs whose names could be of the task's kind, by kind."""
         cfg = task.spec.config
-        words = [method_word(cfg), "*" + glob.escape(cfg["student"]["name"]), glob.escape(cfg["dataset"]["name"]), "*"]
-        pattern = task.spec.directory.with_name("-".join(words))
-        if pattern not in self._past:
-            found = self._past[pattern] = {}
+        parts = [method_word(cfg), "*" + glob.escape(cfg["student"]["name"]), glob.escape(cfg["dataset"]["name"]), "*"]
+        pattern = task.spec.directory.with_name("-".join(parts))
+        if pattern not in self._finished:
+            by_kind = self._finished[pattern] = {}
             for directory in pattern.parent.glob(pattern.name):
                 record = Record(directory)
                 if record.result and (cost := record.result["cost"].get("train_seconds")):
                     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
                     pace = cost / max(1, epochs_of(record.config))
-                    found.setdefault(kind_of(record.config), []).append(Past(record.status.get("host", ""), pace, size))
-        return self._past[pattern]
+                    finished = Finished(record.status.get("host", ""), pace, size)
+                    by_kind.setdefault(kind_of(record.config), []).append(finished)
+        return self._finished[pattern]
 
 
 def epochs_of(cfg: Mapping[str, Any]) -> int:

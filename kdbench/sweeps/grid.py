@@ -57,7 +57,7 @@ class Task:
 
 @dataclass
 class Refused:
-    """A job that cannot be: its configuration is wrong."""
+    """A job whose configuration is wrong."""
 
     label: str
     overrides: list[str]
@@ -78,14 +78,14 @@ class Grid:
 
     Attributes:
         jobs: in the order of the grid.
-        teachers: runs that are not done and no jobs of the grid themselves, each once.
+        teachers: runs that jobs depend on, that are not done and not jobs of the grid themselves; each once.
 
     Args:
         loader: Hydra's.
         master: the primary configuration, composed for a multirun.
 
     Raises:
-        UserError: a sweep that is no grid, or a grid of which no job can be.
+        UserError: the overrides do not describe a grid, or no job of it is possible.
     """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
@@ -115,7 +115,7 @@ class Grid:
         except UserError as error:
             return Refused(label, overrides, str(error))
         except (*CONFIG_ERRORS, ValueError) as error:  # Hydra's own ValueErrors too: method=null
-            # to find the nearest word means to compose again
+            # finding the nearest word means composing again
             if (text := str(error)) not in self._explained:
                 self._explained[text] = explain(error, overrides)
             return Refused(label, overrides, self._explained[text])
@@ -167,7 +167,7 @@ def read(overrides: list[str]) -> Grid:
         try:
             master = loader.load_configuration("train", overrides, run_mode=RunMode.MULTIRUN)
             if "optuna" in str(master.hydra.sweeper.get("_target_")):
-                raise UserError("a search chooses its jobs as it goes; kdbench plan lists grids")
+                raise UserError("kdbench plan lists the jobs of a grid; a search chooses its jobs while it runs")
             return Grid(loader, master)
         except CONFIG_ERRORS as error:
             raise UserError(explain(error, overrides)) from error

@@ -1,7 +1,7 @@
 """A run in a process of its own, so that what ends that process ends that run only.
 
-Launchers with processes use theirs for one job after another: memory that one job leaves behind, or a device that it
-has spoilt, would be the next one's, and a worker that is killed takes the whole pool with it.
+Launchers with processes reuse each process for one job after another: the next job would inherit memory that was not
+freed, or a device in a bad state, and a worker that is killed takes the whole pool with it.
 """
 
 import json
@@ -22,8 +22,8 @@ from kdbench.specs.spec import RunSpec
 from kdbench.training import signals
 from kdbench.training.conduct import conduct as conduct_here
 
-_PATIENCE = 20  # seconds that an interrupted run gets to note that it was
-_LOOK = 0.5  # seconds between two looks at whether the parent lives
+_PATIENCE = 20  # seconds that an interrupted run gets to write down its state
+_LOOK = 0.5  # seconds between two checks that the parent is alive
 
 
 def conduct(spec: RunSpec, overrides: list[str]) -> Record:
@@ -37,22 +37,22 @@ def conduct(spec: RunSpec, overrides: list[str]) -> Record:
         UserError: as `kdbench.training.conduct.conduct`.
         RunFailed: as there; also for an error of any other kind, and where the process was killed.
     """
-    answer, tell = os.pipe()
-    command = [sys.executable, "-m", "kdbench.sweeps.isolated", str(tell)]
-    with os.fdopen(answer) as reader:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[tell], text=True)
-        os.close(tell)
+    read_end, write_end = os.pipe()
+    command = [sys.executable, "-m", "kdbench.sweeps.isolated", str(write_end)]
+    with os.fdopen(read_end) as reader:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[write_end], text=True)
+        os.close(write_end)
         try:
             process.communicate(json.dumps({"config": spec.config, "role": spec.role, "overrides": overrides}))
-            said = reader.read()
+            failure = reader.read()
         except BaseException:
             process.terminate()
             process.wait(_PATIENCE)
             raise
     if process.returncode == 0:
         return spec.record
-    if said:
-        kind, message, why = json.loads(said)
+    if failure:
+        kind, message, why = json.loads(failure)
         raise UserError(message) if kind == "UserError" else RunFailed(message, why)
     why = _ending(process.returncode)
     raise RunFailed(f"{spec.name} failed: {why}; see {spec.record.log}", why)
@@ -66,9 +66,9 @@ def _ending(code: int) -> str:
 
 
 def main() -> int:
-    """Conduct the run that standard input describes; tell the parent what went wrong."""
-    tell = int(sys.argv[1])
-    os.set_inheritable(tell, False)
+    """Conduct the run that standard input describes, and report a failure to the parent process."""
+    write_end = int(sys.argv[1])
+    os.set_inheritable(write_end, False)
     signals.listen()
     _end_with(os.getppid())
     order = json.load(sys.stdin)
@@ -78,18 +78,18 @@ def main() -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (UserError, RunFailed) as error:
-        said = [type(error).__name__, str(error), getattr(error, "why", None)]
+        failure = [type(error).__name__, str(error), getattr(error, "why", None)]
     except Exception as error:
         traceback.print_exc()
-        said = ["RunFailed", reason(error), None]
+        failure = ["RunFailed", reason(error), None]
     else:
         return 0
-    os.write(tell, json.dumps(said).encode())
+    os.write(write_end, json.dumps(failure).encode())
     return 1
 
 
 def _end_with(parent: int) -> None:
-    """Interrupt this process when its parent is gone: nobody waits for it any more."""
+    """Interrupt this process when its parent has ended: nobody waits for its result any more."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -42,13 +42,12 @@ def _note(task: Task, state: str) -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Jobs by state, time and disk of what is left."""
+    """The number of jobs by state, and the time and disk space still to be spent."""
     states = [row["state"] for row in rows if row["label"].startswith("job")]
-    said = {state: state for state in ("done", "to do", "interrupted")}
-    said |= {"failed": "failed before", "running": "running elsewhere", "same": "the same as another"}
-    counts = [
-        f"{states.count(state)} {words}" for state, words in {**said, "refused": "refused"}.items() if state in states
-    ]
+    labels = {state: state for state in ("done", "to do", "interrupted")}
+    labels |= {"failed": "failed before", "running": "running elsewhere", "same": "the same as another"}
+    labels |= {"refused": "refused"}
+    counts = [f"{states.count(state)} {label}" for state, label in labels.items() if state in states]
     text = f"{len(states)} jobs: " + ", ".join(counts)
     if teachers := len(rows) - len(states):
         text += f"; {teachers} teacher{'s' if teachers > 1 else ''} to train first"
@@ -69,19 +68,19 @@ def _total(amounts: list[float | None], shown: Any) -> str:
 
 
 def span(seconds: float) -> str:
-    """Seconds as a person says them: `40 s`, `12 min`, `3.5 h`."""
+    """Seconds in a readable unit: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def volume(size: float) -> str:
-    """Bytes as a person says them."""
+    """Bytes in a readable unit: `1.2 MB`, `2.5 GB`."""
     return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
 
 
 def show_plan(rows: list[dict[str, Any]], everything: bool) -> None:
-    """Print the rows as a table; of a long list the beginning and the end, unless `everything` is asked for."""
+    """Print the rows as a table: all of them if `everything`, else the beginning and the end of a long list."""
     table = Table(box=None, pad_edge=False)
     for column in ("", "state", "run", "time", "overrides that differ"):
         table.add_column(column, no_wrap=column in ("", "state"), overflow="fold")
@@ -93,7 +92,7 @@ def show_plan(rows: list[dict[str, Any]], everything: bool) -> None:
             continue
         time = "" if row["state"] in ("done", "same", "refused") else "?"
         time = span(row["seconds"]) if time and row["seconds"] is not None else time
-        own = " ".join(word for word in row["overrides"] if word not in common)
-        words = row["note"] if row["label"].startswith("teacher") else f"{own}  {row['note']}".strip()
-        table.add_row(row["label"], row["state"], row["run"], time, words)
+        differing = " ".join(override for override in row["overrides"] if override not in common)
+        last = row["note"] if row["label"].startswith("teacher") else f"{differing}  {row['note']}".strip()
+        table.add_row(row["label"], row["state"], row["run"], time, last)
     show(table)

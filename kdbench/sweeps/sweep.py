@@ -1,4 +1,4 @@
-"""A sweep: the jobs of a grid brought to their ends, in this process or in others. Imports no torch."""
+"""A sweep: carrying out the jobs of a grid, in this process or in others. Imports no torch."""
 
 import gc
 import logging
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from kdbench.config.check import check
 from kdbench.config.hydra_private import error_of
-from kdbench.console import show, speak
+from kdbench.console import show, show_messages
 from kdbench.errors import RunFailed, UserError
 from kdbench.records.record import Record
 from kdbench.records.writer import reason
@@ -29,12 +29,19 @@ from kdbench.training.conduct import conduct
 
 log = logging.getLogger("kdbench")
 
-# by name: Hydra executes its plug-ins' modules anew when it looks for them, which makes another class of the same name
+# By name: Hydra re-executes plug-in modules when it looks for them, which makes a second class of the same name.
 _IN_PROCESS = "BasicLauncher"
 
 
 class Failure(NamedTuple):
-    """How a job of a sweep went wrong."""
+    """How a job of a sweep failed.
+
+    Attributes:
+        label: of the job.
+        run: its name, or the overrides of a job that is no run.
+        why: the reason.
+        log: path of the run's log; empty where there is none.
+    """
 
     label: str
     run: str
@@ -45,12 +52,12 @@ class Failure(NamedTuple):
 class Sweep:
     """Carries out a grid.
 
-    Finished runs are not launched again, a run that two jobs mean is launched once, missing teachers are trained before
-    the jobs that wait for them, one bad job never stops the others, and a table of the failures comes at the end.
+    Finished runs are not launched again, a run that two jobs describe is launched once, missing teachers are trained
+    before the jobs that need them, a failing job never stops the others, and the failures are listed at the end.
 
     Args:
         grid: its jobs.
-        launcher: Hydra's; any but the basic one has processes of its own.
+        launcher: Hydra's; every launcher but the basic one runs jobs in other processes.
     """
 
     def __init__(self, grid: Grid, launcher: Launcher) -> None:
@@ -61,16 +68,16 @@ class Sweep:
         self._launched = 0
 
     def carry_out(self) -> None:
-        """Bring every job to its end.
+        """Run every job that is not done.
 
         Raises:
             RunFailed: some jobs failed; they have been listed.
         """
-        speak()
+        show_messages()
         log.info("%s", plan.summary(plan.rows_of(self.grid, Estimates())))
         for job in self.grid.jobs:
             if isinstance(job, Refused):
-                self._fail(job.label, " ".join(job.overrides), job.why, "", say=True)
+                self._fail(job.label, " ".join(job.overrides), job.why, "", announce=True)
         todo = [*self.grid.teachers, *(job for job in self.grid.tasks if job.state != "done")]
         if type(self.launcher).__name__ == _IN_PROCESS:
             self._one_by_one(todo)
@@ -79,7 +86,7 @@ class Sweep:
         self._conclude()
 
     def _one_by_one(self, todo: list[Task]) -> None:
-        """In this process; what another process is at is put off, and in the end waited for."""
+        """In this process; runs that another process is training come last, and are waited for."""
         while todo:
             task = next((task for task in todo if not _busy(task)), todo[0])
             todo.remove(task)
@@ -87,7 +94,7 @@ class Sweep:
                 self._launch([task])
 
     def _all_at_once(self, todo: list[Task]) -> None:
-        """In processes: first what waits for no teacher, what other sweeps are at last; then all else."""
+        """In other processes: first what needs no missing teacher, runs of other sweeps last; then the rest."""
         missing = {task.spec.directory for task in todo}
         ready = [task for task in todo if not missing & set(task.needs)]
         for batch in (ready, [task for task in todo if task not in ready]):
@@ -115,18 +122,18 @@ class Sweep:
                 self._fail(task.label, task.spec.name, why, _log_of(task.record))
                 self._failed.add(task.spec.directory)
         if self.failures:
-            gc.collect()  # what the traceback of a failed job held: memory that the next one needs
+            gc.collect()  # frees what the traceback of a failed job holds, which the next job needs
 
     def _hopeless(self, task: Task) -> bool:
         """Whether the task waits for a teacher that has failed in this sweep."""
         if not self._failed & set(task.needs):
             return False
-        self._fail(task.label, task.spec.name, "its teacher failed", "", say=True)
+        self._fail(task.label, task.spec.name, "its teacher failed", "", announce=True)
         return True
 
-    def _fail(self, label: str, run: str, why: str, log_path: str, say: bool = False) -> None:
+    def _fail(self, label: str, run: str, why: str, log_path: str, announce: bool = False) -> None:
         self.failures.append(Failure(label, run, why, log_path))
-        if say:  # otherwise the job itself has said it
+        if announce:  # otherwise the job itself has printed it
             log.error("%s (%s): %s", label, run, why)
 
     def _conclude(self) -> None:
@@ -145,7 +152,7 @@ class Sweep:
 
 
 def _busy(task: Task) -> bool:
-    """Whether another process is at the task's run, or at a teacher of it."""
+    """Whether another process is training the task's run, or a run that it needs."""
     return any(Record(directory).state == "running" for directory in (task.spec.directory, *task.needs))
 
 
@@ -154,12 +161,12 @@ def _log_of(record: Record) -> str:
 
 
 def job(cfg: DictConfig, hydra: HydraConf) -> Record:
-    """Carry out one job of a sweep, in this process if the launcher has no others.
+    """Carry out one job of a sweep, in a process of its own unless the launcher is the basic one.
 
     Raises:
-        UserError, RunFailed: printed already; a sweep goes on with its other jobs.
+        UserError, RunFailed: printed already; the sweep goes on with its other jobs.
     """
-    speak()
+    show_messages()
     overrides = list(hydra.overrides.task)
     label = hydra.job.name if "/" in str(hydra.job.name) else f"job {hydra.job.num}"
     try:
@@ -172,22 +179,22 @@ def job(cfg: DictConfig, hydra: HydraConf) -> Record:
     except (UserError, RunFailed) as error:
         print(f"error: {label} ({' '.join(overrides)}): {error}", file=sys.stderr, flush=True)
         raise
-    except Exception:  # Hydra would keep it to itself until the end
+    except Exception:  # Hydra would print it only at the end
         traceback.print_exc()
         raise
 
 
 def _check_direction(hydra: HydraConf) -> None:
-    if "minimize" in str(hydra.sweeper.get("direction", "")):  # what Optuna's sweeper does unless told
+    if "minimize" in str(hydra.sweeper.get("direction", "")):  # the default of Optuna's sweeper
         raise UserError(
-            "hydra.sweeper.direction=minimize is not allowed: a search gets the validation accuracy; "
-            "give hydra.sweeper.direction=maximize"
+            "hydra.sweeper.direction=minimize is not allowed: the objective is the validation accuracy; "
+            "set hydra.sweeper.direction=maximize"
         )
 
 
 def register() -> None:
     """Make the sweeper known to Hydra, which does not find it by itself in an editable installation."""
-    plugins = Plugins.instance()  # looks for plug-ins, and would execute a module again that is already imported
+    plugins = Plugins.instance()  # looks for plug-ins, and would re-execute a module that is already imported
     from hydra_plugins.kdbench import GridSweeper
 
     plugins.register(GridSweeper)

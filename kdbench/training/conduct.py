@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from kdbench.console import speak
+from kdbench.console import show_messages
 from kdbench.data import sources
 from kdbench.errors import RunFailed, UserError
 from kdbench.records.record import Record
@@ -15,7 +15,7 @@ log = logging.getLogger("kdbench")
 
 
 def conduct(spec: RunSpec) -> Record:
-    """Bring a run to its end: found finished, continued where it stopped, or trained from the start.
+    """Bring a run to its end: take its result if it is finished, continue it where it stopped, or train it.
 
     Returns:
         Its record; with `stage=teachers` only its dependencies are finished.
@@ -25,7 +25,7 @@ def conduct(spec: RunSpec) -> Record:
         RunFailed: a loss that is not finite, a full disk, not enough memory, in the run or in a dependency; the record
             of the one that failed says so.
     """
-    speak()
+    show_messages()
     check_device(spec.config["trainer"])
     only_teachers = spec.config["stage"] == "teachers"
     done = spec.record.result and not spec.config["force"]

@@ -1,6 +1,6 @@
 """More about finished runs: what is recorded at the end of a run, attacks and corrupted images. Trains nothing.
 
-What is found goes into `evaluation.json` beside the run's `result.json`, which stays as it is.
+The measurements go into `evaluation.json` beside the run's `result.json`, which stays as it is.
 """
 
 import logging
@@ -35,24 +35,34 @@ def chosen_runs(names: list[str], outputs: Path) -> list[Record]:
     Raises:
         UserError: a name of no run, or one that is not finished.
     """
-    known = {key: record for record in all_records(outputs) for key in (record.id, record.directory.name)}
-    found = []
+    by_name = {key: record for record in all_records(outputs) for key in (record.id, record.directory.name)}
+    chosen = []
     for name in names:
         directory = Path(name)
-        record = Record(directory.absolute()) if (directory / "status.json").exists() else known.get(name)
+        record = Record(directory.absolute()) if (directory / "status.json").exists() else by_name.get(name)
         if record is None:
             raise UserError(f"{name} is no run: give its directory, or its id below {outputs / 'runs'}")
         if record.result is None:
             raise UserError(f"{name} is {record.state}; only finished runs can be evaluated")
-        found.append(record)
-    return found
+        chosen.append(record)
+    return chosen
 
 
 def evaluate(record: Record, attack: bool, images: int | None, folder: Path | None) -> dict[str, Any]:
-    """`test` and `fidelity` as in `result.json`, `noisy` (wrongly labelled images) and, as asked for, the rest.
+    """Measure a finished run again, and further.
+
+    Args:
+        record: of the run.
+        attack: attack student and teacher, too.
+        images: how many test images are attacked, the first ones; None for all.
+        folder: of corrupted test images, as CIFAR-10-C; None without.
+
+    Returns:
+        `test` and `fidelity` as in `result.json`, `noisy` (wrongly labelled images), and as asked for `attacks` and
+        `corruptions`.
 
     Raises:
-        UserError: as `main`.
+        UserError: data or weights that are not those of the run; a folder that is not what it should be.
     """
     data = _data(record)
     kinds = None if folder is None else corruptions.check(folder, data.test_labels, _image_shape(data))
@@ -60,14 +70,14 @@ def evaluate(record: Record, attack: bool, images: int | None, folder: Path | No
     device = engine.strategy.root_device
     student, teacher = trained_network(record).to(device), _teacher(record)
     teacher = None if teacher is None else teacher.to(device)
-    found = assess(engine, student, teacher, data)
+    measures = assess(engine, student, teacher, data)
     if data.wrong_size:
-        found["noisy"] = Memorisation(engine, teacher, data).shares(student)
+        measures["noisy"] = Memorisation(engine, teacher, data).shares(student)
     if attack:
-        found["attacks"] = attacked(student, teacher, data, device, images)
+        measures["attacks"] = attacked(student, teacher, data, device, images)
     if folder is not None and kinds is not None:
-        found["corruptions"] = corrupted(engine, student, data, folder, kinds)
-    return found
+        measures["corruptions"] = corrupted(engine, student, data, folder, kinds)
+    return measures
 
 
 def _image_shape(data: DataModule) -> tuple[int, int, int]:
@@ -97,7 +107,7 @@ def _teacher(record: Record) -> Network | None:
         for other in all_records(record.directory.parent.parent):
             if other.id == wanted and other.result:
                 return trained_network(other)
-    log.warning("%s: its teacher %s is gone: nothing is compared with it", record.name, wanted)
+    log.warning("%s: its teacher %s is no longer there, so nothing is compared with it", record.name, wanted)
     return None
 
 
@@ -119,7 +129,7 @@ def attacked(
         `eps`, `steps`, `step`, `images`; `fgsm_accuracy`, `pgd_accuracy` of the student; with a teacher
         `teacher_pgd_accuracy`, `transferability` and `transfer_count`, the number of images it is the share of.
     """
-    own, taught, transferred, weak = (attacks.Tally() for _ in range(4))
+    student_fgsm, student_pgd, teacher_pgd, transferred = (attacks.Tally() for _ in range(4))
     seen = 0
     draws = [torch.Generator().manual_seed(derive(0, "attack", who)) for who in ("student", "teacher")]
     target, source = _logits(student), None if teacher is None else _logits(teacher)
@@ -127,18 +137,18 @@ def attacked(
         for pixels, labels in _first(data.test_dataloader(), images):
             pixels, labels = pixels.to(device), labels.to(device)
             seen += len(labels)
-            weak += attacks.robust_accuracy(target, attacks.fgsm(target, pixels, labels), labels)
-            own += attacks.robust_accuracy(target, attacks.pgd(target, pixels, labels, draws[0]), labels)
+            student_fgsm += attacks.robust_accuracy(target, attacks.fgsm(target, pixels, labels), labels)
+            student_pgd += attacks.robust_accuracy(target, attacks.pgd(target, pixels, labels, draws[0]), labels)
             if source is not None:
                 aimed = attacks.pgd(source, pixels, labels, draws[1])
-                taught += attacks.robust_accuracy(source, aimed, labels)
+                teacher_pgd += attacks.robust_accuracy(source, aimed, labels)
                 transferred += attacks.transferability(source, target, pixels, aimed, labels)
-    found: dict[str, Any] = {"eps": attacks.EPS, "steps": attacks.STEPS, "step": attacks.STEP, "images": seen}
-    found |= {"fgsm_accuracy": weak.share, "pgd_accuracy": own.share}
+    measures: dict[str, Any] = {"eps": attacks.EPS, "steps": attacks.STEPS, "step": attacks.STEP, "images": seen}
+    measures |= {"fgsm_accuracy": student_fgsm.share, "pgd_accuracy": student_pgd.share}
     if teacher is not None:
-        found |= {"teacher_pgd_accuracy": taught.share, "transferability": transferred.share}
-        found["transfer_count"] = int(transferred.count)
-    return found
+        measures |= {"teacher_pgd_accuracy": teacher_pgd.share, "transferability": transferred.share}
+        measures["transfer_count"] = int(transferred.count)
+    return measures
 
 
 def _first(loader: Any, count: int | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -171,7 +181,7 @@ def corrupted(
     """
     accuracies: dict[str, list[float]] = {}
     for each in corruptions.corrupted(folder, kinds):
-        found = answers(trainer, student, data.changed_dataloader(each.images))
-        right = (found.logits.argmax(1) == found.labels).double().mean().item()
-        accuracies.setdefault(each.corruption, []).append(right)
+        answered = answers(trainer, student, data.changed_dataloader(each.images))
+        accuracy = (answered.logits.argmax(1) == answered.labels).double().mean().item()
+        accuracies.setdefault(each.corruption, []).append(accuracy)
     return {"accuracies": accuracies, "summary": corruptions.summary(accuracies)}

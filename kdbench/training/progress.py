@@ -1,4 +1,4 @@
-"""How a training goes on: one bar on a terminal, one line an epoch elsewhere."""
+"""The progress of a training: one bar on a terminal, one line per epoch elsewhere."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ log = logging.getLogger("kdbench")
 
 
 class ProgressDisplay(pl.Callback):
-    """Shows how a training goes on.
+    """Shows the progress of a training.
 
     Args:
         title: names the run.
@@ -29,7 +29,7 @@ class ProgressDisplay(pl.Callback):
 
     @contextmanager
     def showing(self, epochs: int) -> Iterator[None]:
-        """Hold the bar while a training of so many epochs is under way."""
+        """Show the bar while `epochs` epochs are trained."""
         self.epochs = epochs
         if self.mode != "bar":
             yield
@@ -45,14 +45,14 @@ class ProgressDisplay(pl.Callback):
         self._progress = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Size the bar."""
+        """Set the length of the bar."""
         if self._progress:
             steps = int(trainer.num_training_batches)
             done = steps * trainer.current_epoch
             self._progress.update(self._task, total=steps * self.epochs, completed=done)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Move the bar; reads nothing from the device."""
+        """Advance the bar; reads nothing from the device."""
         if self._progress:
             self._progress.advance(self._task)
 

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: raised where they arrive, and once more at the end of the epoch.
+"""Ctrl-C and SIGTERM: raised where they arrive, and again at the end of the epoch if the exception was lost.
 
 Python raises a signal's exception between any two instructions, also within a callback of a C library or a finaliser,
-where exceptions are dropped; a run that had lost its signal so would go on for hours.
+where exceptions are dropped; a run that lost its signal in this way would go on for hours.
 """
 
 import signal
@@ -12,7 +12,7 @@ _arrived: list[int] = []
 
 
 def listen() -> None:
-    """Handle both signals from here on; in the main thread."""
+    """Handle both signals from now on; to be called in the main thread."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, arrive)
 
@@ -24,7 +24,7 @@ def arrive(number: int, _: Any) -> None:
 
 
 def raise_lost() -> None:
-    """Raise again what has arrived and was dropped; nothing otherwise."""
+    """Raise a signal again whose exception was dropped; do nothing otherwise."""
     if _arrived:
         _raise(_arrived.pop())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from kdbench.console import hush
+from kdbench.console import silence_lightning
 from kdbench.records import checkpoints
 
 
@@ -21,7 +21,7 @@ def make_trainer(
         directory: where Lightning may write.
         callbacks: in the order in which they are called.
     """
-    hush()
+    silence_lightning()
     return pl.Trainer(
         accelerator=options["device"],
         devices=1,

@@ -101,8 +101,8 @@ def test_files_that_are_no_teacher(teacher_record, tiny, tmp_path):
     assert "holds no state dict" in refused(_saved(tmp_path / "list.pth", [1, 2]))
     good = save(tmp_path / "t.safetensors", teacher_record)
     assert "has 4 classes, but the data set has 6" in refused(good, "dataset.num_classes=6")
-    assert "is of another network" in refused(good, "teacher=resnet20")
-    assert "is of another network" in refused(good, "teacher=wrn_16_1")
+    assert "belongs to another network" in refused(good, "teacher=resnet20")
+    assert "belongs to another network" in refused(good, "teacher=wrn_16_1")
     half = tmp_path / "half.safetensors"
     half.write_bytes(good.read_bytes()[:5000])
     assert "neither safetensors nor" in refused(half)
