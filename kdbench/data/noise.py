@@ -168,7 +168,7 @@ def corrupt(labels: np.ndarray, num_classes: int, noise: Mapping[str, Any], sour
     Args:
         labels: (N,) int64, true classes in [0, K).
         num_classes: K.
-        noise: the `noise` group.
+        noise: the `noise` group, checked.
         source: where the samples come from. Required by `instance`, and by `asymmetric` without a matrix. If it is
             None, the file of `human` or `file` must hold the labels of exactly these N samples.
 
@@ -176,9 +176,8 @@ def corrupt(labels: np.ndarray, num_classes: int, noise: Mapping[str, Any], sour
         (N,) int64, a new array.
 
     Raises:
-        UserError: as `check`, or a file is for other images, or the classes are not those of the class map.
+        UserError: a file is for other images, or the classes are not those of the class map.
     """
-    check(noise, num_classes)
     name, rate = noise["name"], noise["rate"]
     if name == "none":
         return labels.copy()

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from kdbench import loggers
 from kdbench.config.frozen import FrozenDict
-from kdbench.console import speak
+from kdbench.console import show_messages
 from kdbench.data.batch import Batch
 from kdbench.methods.machinery.module import DistillationModule
 from kdbench.records.environment import environment
@@ -110,7 +110,7 @@ def measure(config: FrozenDict, rounds: int, steps: int) -> dict[str, Any]:
     Raises:
         UserError: the configuration cannot run.
     """
-    speak()
+    show_messages()
     changed = {
         "recipe": {**config["recipe"], "epochs": rounds + 1},
         "trainer": {**config["trainer"], "max_batches": steps, "progress": "none"},

@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from kdbench.console import speak
+from kdbench.console import show_messages
 from kdbench.data.batch import Batch
 from kdbench.methods.machinery.module import DistillationModule
 from kdbench.methods.machinery.stages import Stage
@@ -93,7 +93,7 @@ def compare(overrides: list[str], methods: list[str], rounds: int, steps: int) -
     Raises:
         UserError: a configuration cannot run.
     """
-    speak()
+    show_messages()
     contenders = []
     for name in methods:
         spec = spec_of([*overrides, f"method={name}"])
