@@ -97,16 +97,16 @@ class _Fast:
         self._nodes: dict[tuple[str, str], DictConfig | None] = {}
         self._groups: dict[str, bool] = {}
 
-    def compose(self, words: list[str]) -> tuple[DictConfig, Choices]:
-        overrides = [self._parse(word) for word in words]
-        grouped = [override for override in overrides if self._is_group(override)]
+    def compose(self, overrides: list[str]) -> tuple[DictConfig, Choices]:
+        parsed = [self._parse(override) for override in overrides]
+        grouped = [override for override in parsed if self._is_group(override)]
         key = tuple(str(override.input_line) for override in grouped)
         if key not in self._filled:
             cfg, choices = self._fill(grouped)
             self._filled[key] = pickle.dumps(cfg), choices  # a copy by pickle is four times as fast as deepcopy
         filled, choices = self._filled[key]
         cfg = pickle.loads(filled)
-        apply_values([override for override in overrides if not self._is_group(override)], cfg)
+        apply_values([override for override in parsed if not self._is_group(override)], cfg)
         return cfg, choices
 
     def _fill(self, grouped: list[Override]) -> tuple[DictConfig, Choices]:
@@ -124,15 +124,15 @@ class _Fast:
         return cfg, choices
 
     def _base(self, hard: list[Override]) -> tuple[DictConfig, Choices]:
-        words = tuple(str(override.input_line) for override in hard)
-        if words not in self._bases:
-            self._bases[words] = self._hydra.compose(list(words))
-        return self._bases[words]
+        lines = tuple(str(override.input_line) for override in hard)
+        if lines not in self._bases:
+            self._bases[lines] = self._hydra.compose(list(lines))
+        return self._bases[lines]
 
-    def _parse(self, word: str) -> Override:
-        if word not in self._parsed:
-            self._parsed[word] = self._parser.parse_overrides([word])[0]
-        return self._parsed[word]
+    def _parse(self, override: str) -> Override:
+        if override not in self._parsed:
+            self._parsed[override] = self._parser.parse_overrides([override])[0]
+        return self._parsed[override]
 
     def _is_group(self, override: Override) -> bool:
         name = override.key_or_group

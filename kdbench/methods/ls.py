@@ -41,5 +41,5 @@ class LS(MethodWithoutTeacher):
         self.label_weight = 1 - epsilon
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
-        """`ls`, the share of the smoothed classes."""
+        """`ls`, the smoothing term."""
         return {"ls": smoothing_loss(student.logits, batch.labels, self.epsilon, self.exclude_label)}

@@ -101,11 +101,11 @@ def identify(cfg: Mapping[str, Any], contents: Contents, dependencies: Mapping[s
     facts = facts_of(cfg, contents, dependencies)
     corrupted = _noise_words(cfg["noise"]) + _imbalance_words(cfg["imbalance"])
     clean = "_clean" if corrupted and cfg["teacher"]["condition"] == "clean" else ""
-    words = [method_word(cfg)]
-    words += [cfg["teacher"]["name"] + clean] if needs_teacher(cfg) else []
-    words += [cfg["student"]["name"], cfg["dataset"]["name"], *corrupted]
-    readable = "-".join(words)
-    # the words do not say everything: the temperature, for one
+    parts = [method_word(cfg)]
+    parts += [cfg["teacher"]["name"] + clean] if needs_teacher(cfg) else []
+    parts += [cfg["student"]["name"], cfg["dataset"]["name"], *corrupted]
+    readable = "-".join(parts)
+    # the name does not say everything: the temperature, for one, is not in it
     setting = f"{readable}-{_hash({key: value for key, value in facts.items() if key != 'seed'})[:8]}"
     return Identity(_hash(facts)[:12], f"{readable}-s{cfg['seed']}", facts, setting)
 

@@ -101,7 +101,7 @@ class Record:
 
     @property
     def locked(self) -> bool:
-        """Whether a process holds the run, be it only for the last words to a mirror."""
+        """Whether a process holds the run, if only to finish uploading to a mirror."""
         path = self.directory / ".lock"
         if not path.exists():
             return False

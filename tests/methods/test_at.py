@@ -10,11 +10,11 @@ from tests.helpers.numeric import numeric_gradient, random
 
 
 def pooled(channel, height, width):
-    """Mean over windows of H/h rows and W/w columns."""
-    tall, wide = len(channel) // height, len(channel[0]) // width
+    """Means over windows of H/h rows and W/w columns."""
+    rows, columns = len(channel) // height, len(channel[0]) // width
     return [
         [
-            sum(channel[i * tall + r][j * wide + c] for r in range(tall) for c in range(wide)) / (tall * wide)
+            sum(channel[i * rows + r][j * columns + c] for r in range(rows) for c in range(columns)) / (rows * columns)
             for j in range(width)
         ]
         for i in range(height)
@@ -73,8 +73,8 @@ def test_attention_of_constant_and_of_one_pixel():
     torch.testing.assert_close(attention(peak, 2), torch.tensor([[0.0, 0, 1, 0, 0, 0]]))
 
 
-def test_the_farthest_apart():
-    # different pixels alone: ||q_S - q_T|| = sqrt 2
+def test_the_largest_distance():
+    # each attends to a single pixel, and not to the same: ||q_S - q_T|| = sqrt 2
     student, teacher = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
     student[:, 0, 0, 0] = teacher[:, 1, 2, 3] = 1.0
     assert at_loss(student, teacher, 2, "paper").item() == pytest.approx(math.sqrt(2) / 2)

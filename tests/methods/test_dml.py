@@ -7,7 +7,6 @@ import torch
 
 from kdbench.methods.dml import mutual_loss
 from kdbench.methods.kd import kd_loss
-from tests.helpers.numeric import softmax
 
 
 def literal(logits, k, temperature):
@@ -16,8 +15,8 @@ def literal(logits, k, temperature):
     total = 0.0
     for other in range(len(logits)):
         if other != k:
-            for own_row, row in zip(p[k], p[other], strict=True):
-                total += sum(a * math.log(a / b) for a, b in zip(row, own_row, strict=True))
+            for q, r in zip(p[k], p[other], strict=True):
+                total += sum(a * math.log(a / b) for a, b in zip(r, q, strict=True))
     return temperature**2 * total / len(p[k]) / (len(logits) - 1)
 
 
@@ -49,7 +48,7 @@ def test_value_and_gradient(count, k, temperature):
         assert logits[other].grad is None or not logits[other].grad.any()
 
 
-def test_sum_over_peers_gives_each_its_own_gradient():
+def test_the_sum_over_peers_gives_each_peer_its_own_gradient():
     logits = peers(3)
     sum(mutual_loss(logits, k, 1.0) for k in range(3)).backward()
     for k in range(3):

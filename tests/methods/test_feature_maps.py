@@ -1,4 +1,4 @@
-"""Which maps of student and teacher are compared, and how their sizes are matched."""
+"""Which stage maps of student and teacher are compared, and how their sizes are matched."""
 
 import math
 
@@ -11,7 +11,7 @@ from kdbench.models.features import Shapes
 
 
 def literal_pooling(maps, height, width):
-    """Entry (i, j): mean over rows floor(iH/h) to ceil((i+1)H/h) and columns alike."""
+    """Entry (i, j): mean over the rows floor(iH/h) to ceil((i+1)H/h), and likewise over columns."""
     big_h, big_w = maps.shape[2:]
     out = torch.empty(*maps.shape[:2], height, width, dtype=maps.dtype)
     for i in range(height):
@@ -47,20 +47,19 @@ def shapes(count):
     return Shapes([(8 * 2**i, 32 >> i, 32 >> i) for i in range(count)], 16, 10)
 
 
-def places(stages, student, teacher):
-    """The pairs, with every index counted from the front."""
-    found = pairs(stages, shapes(student), shapes(teacher), "fitnet")
-    return [(s % student, t % teacher) for s, t in found]
+def chosen(stages, student, teacher):
+    """The pairs for networks with so many maps."""
+    return pairs(stages, shapes(student), shapes(teacher), "fitnet")
 
 
 def test_by_default_every_map_after_the_stem():
-    assert places(None, 4, 4) == [(1, 1), (2, 2), (3, 3)]
+    assert chosen(None, 4, 4) == [(1, 1), (2, 2), (3, 3)]
 
 
 def test_by_default_maps_are_aligned_from_the_deepest():
-    assert places(None, 4, 5) == [(1, 2), (2, 3), (3, 4)]
-    assert places(None, 5, 4) == [(2, 1), (3, 2), (4, 3)]
-    assert places(None, 2, 5) == [(1, 4)]
+    assert chosen(None, 4, 5) == [(1, 2), (2, 3), (3, 4)]
+    assert chosen(None, 5, 4) == [(2, 1), (3, 2), (4, 3)]
+    assert chosen(None, 2, 5) == [(1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -76,12 +75,12 @@ def test_by_default_maps_are_aligned_from_the_deepest():
     ],
 )
 def test_stages_are_one_index_for_both_or_a_pair(stages, expected):
-    assert places(stages, 4, 5) == expected
+    assert chosen(stages, 4, 5) == expected
 
 
 # a student of 4 maps, a teacher of 5
 @pytest.mark.parametrize("stages", [[4], [5], [-5], [1, 4], [[4, 4]], [[3, 5]], [[-5, -5]], [[0, -6]]])
-def test_an_index_that_is_not_there_is_refused(stages):
+def test_an_index_out_of_range_is_refused(stages):
     with pytest.raises(UserError, match="fitnet"):
         pairs(stages, shapes(4), shapes(5), "fitnet")
 
@@ -91,3 +90,17 @@ def test_an_index_that_is_not_there_is_refused(stages):
 def test_a_network_without_maps_is_refused(stages, student, teacher):
     with pytest.raises(UserError, match="fitnet"):
         pairs(stages, shapes(student), shapes(teacher), "fitnet")
+
+
+@pytest.mark.parametrize(
+    ("stages", "reason"),
+    [
+        ([], r"fitnet.stages=\[\] is not allowed"),
+        ([[1, 2, 3]], r"fitnet.stages=\[\[1, 2, 3\]\] is not allowed: .*\[student, teacher\]"),
+        (["2"], r"fitnet.stages=\['2'\] is not allowed: .*\[student, teacher\]"),
+        ([7], r"fitnet.stages=\[7\] is not allowed: the student has 4 maps, 0 to 3"),
+    ],
+)
+def test_the_message_names_the_key_and_what_is_allowed(stages, reason):
+    with pytest.raises(UserError, match=reason):
+        pairs(stages, shapes(4), shapes(5), "fitnet")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.methods.fitnet import hint_loss, regressor
 from kdbench.methods.feature_maps import matched
+from kdbench.methods.fitnet import hint_loss, regressor
 
 
 def literal(student, teacher, distance):
@@ -48,7 +48,7 @@ def test_zero_for_equal_maps_and_the_mean_over_a_doubled_batch(maps, distance):
     assert doubled.item() == pytest.approx(hint_loss(student, teacher, distance).item(), rel=1e-12)
 
 
-# convolution weights and biases, and two parameters a channel of the batch norm
+# number of parameters: weights and biases of the convolution, and two for each channel of the batch norm
 RATIOS = {
     "half": ((6, 8, 8), (10, 4, 4), 6 * 10 * 9 + 10 + 20),
     "half of an oblong": ((6, 8, 4), (10, 4, 2), 6 * 10 * 9 + 10 + 20),
@@ -71,8 +71,8 @@ def test_regressor_gives_the_teachers_shape(student, teacher, parameters):
 )
 def test_regressor_of_another_ratio_is_pointwise_on_the_matched_map(student, teacher):
     module = regressor(student, teacher, True)
-    ours, theirs = matched(torch.randn(2, *student), torch.randn(2, *teacher))
-    assert module(ours).shape == theirs.shape
+    student_maps, teacher_maps = matched(torch.randn(2, *student), torch.randn(2, *teacher))
+    assert module(student_maps).shape == teacher_maps.shape
     assert sum(p.numel() for p in module.parameters()) == 6 * 10 + 10 + 20
 
 
@@ -83,8 +83,7 @@ def test_regressor_is_convolution_batch_norm_relu(student, relu):
     module = regressor(student, (10, 4, 4), relu).train()
     out = module(torch.randn(16, *student))
     assert (out.min().item() >= 0) == relu
-    # without relu the last layer is the batch norm: each channel has mean 0 and variance 1
-    if not relu:
+    if not relu:  # the last layer is the batch norm: each channel has mean 0 and variance 1
         torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(10), rtol=0, atol=1e-4)
         torch.testing.assert_close(out.var((0, 2, 3), unbiased=False), torch.ones(10), rtol=0, atol=1e-2)
 

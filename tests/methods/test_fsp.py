@@ -10,7 +10,7 @@ from tests.helpers.numeric import numeric_gradient
 
 
 def pooled(channel, height, width, pooling):
-    """Entry (i, j): max or mean over rows floor(iH/h) to ceil((i+1)H/h) and columns alike."""
+    """Entry (i, j): max or mean over the rows floor(iH/h) to ceil((i+1)H/h), and likewise over columns."""
     big_h, big_w = len(channel), len(channel[0])
     out = []
     for i in range(height):
@@ -37,15 +37,14 @@ def literal(student, teacher, pooling, distance):
     """sum_n 1/B sum_b sum_ij (G_S - G_T)^2; mean: the mean over i and j in place of their sum."""
     total = 0.0
     for n in range(len(student) - 1):
-        ours = literal_matrix(student[n], student[n + 1], pooling)
-        theirs = literal_matrix(teacher[n], teacher[n + 1], pooling)
-        entries = [
+        student_g, teacher_g = (literal_matrix(maps[n], maps[n + 1], pooling) for maps in (student, teacher))
+        squares = [
             (s - t) ** 2
-            for g, h in zip(ours, theirs, strict=True)
-            for row, line in zip(g, h, strict=True)
-            for s, t in zip(row, line, strict=True)
+            for matrices in zip(student_g, teacher_g, strict=True)
+            for rows in zip(*matrices, strict=True)
+            for s, t in zip(*rows, strict=True)
         ]
-        total += sum(entries) / (len(entries) if distance == "mean" else len(ours))
+        total += sum(squares) / (len(squares) if distance == "mean" else len(student_g))
     return total
 
 
@@ -69,7 +68,7 @@ def test_matrix(first, second, pooling):
 
 
 STUDENT = [(2, 4, 4), (3, 4, 4), (2, 2, 2)]
-# same channels, its own sizes
+# the same numbers of channels, other sizes
 TEACHER = [(2, 6, 6), (3, 6, 6), (2, 3, 3)]
 
 
@@ -117,7 +116,7 @@ def test_max_and_average_pooling_of_a_peak():
     assert fsp_matrix(one, two, "avg").item() == pytest.approx(0.25)
 
 
-def test_matrix_forgets_where():
+def test_matrix_does_not_depend_on_the_order_of_pixels():
     one, two = random(11, (3, 4, 4), (2, 4, 4))
     order = torch.randperm(16, generator=torch.Generator().manual_seed(12))
     shuffled = [x.flatten(2)[:, :, order].view_as(x) for x in (one, two)]

@@ -23,7 +23,7 @@ def dot(a, b):
 
 
 def distances(e):
-    """psi(i, j) = ||e_i - e_j|| / mu, mu the mean of those that are not 0."""
+    """psi(i, j) = ||e_i - e_j|| / mu, mu the mean of the distances that are not 0."""
     d = [[math.sqrt(dot(minus(a, b), minus(a, b))) for b in e] for a in e]
     positive = [v for row in d for v in row if v > 0]
     mu = sum(positive) / len(positive) if positive else 1.0
@@ -44,8 +44,8 @@ def angles(e):
 
 def literal(relation, student, teacher):
     """Mean of Huber(psi_S - psi_T) over all pairs (i, j), or all triplets (i, j, k)."""
-    ours, theirs = relation(student.tolist()), relation(teacher.tolist())
-    return sum(huber(s - t) for s, t in zip(ours, theirs, strict=True)) / len(ours)
+    differences = minus(relation(student.tolist()), relation(teacher.tolist()))
+    return sum(map(huber, differences)) / len(differences)
 
 
 def value_and_gradient(function, student, teacher):
@@ -58,7 +58,7 @@ def value_and_gradient(function, student, teacher):
 BOTH = pytest.mark.parametrize(
     ("function", "relation"), [(distance_loss, distances), (angle_loss, angles)], ids=["distance", "angle"]
 )
-# an outlier in the student: differences above 1, where Huber is not the square
+# an outlier in the student gives differences above 1, where the Huber loss is not quadratic
 OUTLIER = torch.tensor([1.0, 1.0, 40.0, 1.0, 1.0, 1.0], dtype=torch.float64).view(6, 1)
 
 
@@ -112,7 +112,7 @@ def test_invariant_to_scaling_translation_and_rotation_of_either(function, relat
 
 
 @BOTH
-def test_zero_with_a_zero_gradient_for_one_embedding(function, relation):
+def test_zero_with_a_zero_gradient_for_equal_embeddings(function, relation):
     student = random(39, 6, 4)
     value, gradient = value_and_gradient(function, student, student.clone())
     assert value == pytest.approx(0, abs=1e-12)
@@ -121,8 +121,8 @@ def test_zero_with_a_zero_gradient_for_one_embedding(function, relation):
 
 
 @BOTH
-def test_gradient_has_no_part_along_scaling_or_translation(function, relation):
-    # the loss is unchanged there: sum_i g_i = 0 and sum_i g_i e_i = 0; the second fails for a detached mu
+def test_gradient_is_orthogonal_to_scaling_and_translation(function, relation):
+    # neither changes the loss: sum_i g_i = 0 and sum_i g_i e_i = 0; the second would fail with a detached mu
     student, teacher = random(40, 6, 4), random(41, 6, 7)
     _, gradient = value_and_gradient(function, student, teacher)
     assert gradient.sum(0).abs().max() < 1e-9
@@ -167,7 +167,7 @@ def test_a_batch_of_one_is_zero(function, relation):
 
 @BOTH
 def test_a_batch_of_two(function, relation):
-    # one distance over itself is 1; no angle has three different points
+    # the one distance, divided by itself, is 1; no angle has three different points
     value, gradient = value_and_gradient(function, random(47, 2, 4), random(48, 2, 7))
     assert value == pytest.approx(0, abs=1e-12)
     assert gradient.abs().max() < 1e-9
@@ -175,7 +175,7 @@ def test_a_batch_of_two(function, relation):
 
 @BOTH
 @pytest.mark.parametrize("scale", [6e4, 6e-5])
-def test_float32_at_the_ends_of_float16(function, relation, scale):
+def test_float32_near_the_limits_of_float16(function, relation, scale):
     student, teacher = random(49, 8, 512).float(), random(50, 8, 64).float()
     student, teacher = (scale * e / e.abs().max() for e in (student, teacher))
     value, gradient = value_and_gradient(function, student, teacher)

@@ -18,10 +18,9 @@ def literal_similarity(maps):
 
 def literal(student, teacher):
     """1/B^2 sum_ij (G_S - G_T)_ij^2."""
-    ours, theirs = literal_similarity(student), literal_similarity(teacher)
     total = 0.0
-    for row, line in zip(ours, theirs, strict=True):
-        total += sum((s - t) ** 2 for s, t in zip(row, line, strict=True))
+    for rows in zip(literal_similarity(student), literal_similarity(teacher), strict=True):
+        total += sum((s - t) ** 2 for s, t in zip(*rows, strict=True))
     return total / len(student) ** 2
 
 
@@ -49,7 +48,7 @@ def test_value_and_gradient(maps):
 
 
 @pytest.mark.parametrize("batch", [2, 4, 9])
-def test_samples_all_alike_against_samples_all_apart(batch):
+def test_equal_samples_against_orthogonal_ones(batch):
     # G_T = 1/sqrt(B) everywhere, G_S the identity: B rows of squared distance 2 - 2/sqrt(B)
     student = torch.eye(batch).view(batch, batch, 1, 1)
     teacher = torch.ones(batch, 2, 3, 3)
