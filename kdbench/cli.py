@@ -5,6 +5,7 @@ import sys
 
 from kdbench import __version__
 from kdbench.commands import bench, controls, doctor, evaluate, ls, plan, report, runs, sync
+from kdbench.config import plugins
 from kdbench.errors import RunFailed, UserError
 
 _VERBS = (ls, doctor, plan, runs, report, evaluate, controls, bench, sync)
@@ -18,9 +19,11 @@ def main(argv: list[str] | None = None) -> int:
     for verb in _VERBS:
         one = verbs.add_parser(verb.__name__.rpartition(".")[2], help=verb.HELP)
         verb.add_arguments(one)
+        one.add_argument("--config-dir", help="a folder with a conf/ tree of your own options, as for kdbench-train")
         one.set_defaults(run=verb.run)
     args = parser.parse_args(argv)
     try:
+        plugins.add_from(["--config-dir", args.config_dir] if args.config_dir else getattr(args, "overrides", []))
         code: int = args.run(args)
     except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)

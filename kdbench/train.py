@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from kdbench.config import plugins
 from kdbench.config.check import check
 from kdbench.config.compose import CONFIG_ERRORS, register, version_base
 from kdbench.config.explain import explain
@@ -39,11 +40,11 @@ def run(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Let Hydra compose and `run`; what the user can mend is one line and exit code 2."""
-    register()
-    sweep.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us whole, and we say them in a line
     signals.listen()
     try:
+        plugins.add_from(sys.argv[1:])
+        register()
         run()
     except (UserError, RunFailed) as error:
         _stop(error)

@@ -1,11 +1,24 @@
-"""The plug-in through which Hydra calls `kdbench.sweeps`: Hydra looks for sweepers in `hydra_plugins` only."""
+"""What Hydra takes from kdbench as its plug-ins, which it looks for in `hydra_plugins` only."""
 
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+
+class OutsideOptions(SearchPathPlugin):
+    """Lets Hydra find the options of kdbench's plugins."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append their folders."""
+        from kdbench.config import plugins
+
+        for folder in plugins.conf_folders():
+            search_path.append("kdbench-plugins", f"file://{folder}")
 
 
 class GridSweeper(Sweeper):

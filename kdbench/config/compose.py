@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kdbench.config.groups import CONF, addable_methods
+from kdbench.config.groups import CONF, GROUPS, addable_methods, content, is_outside, options
 from kdbench.config.networks import NETWORKS
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
@@ -24,16 +26,32 @@ def version_base() -> str | None:
 
 
 def register() -> None:
-    """Add our sweeper, and the options that follow from a table: a student and a teacher per network, `plus`."""
+    """Tell Hydra of our plug-ins, and of the options that follow from a table: networks of both groups, `plus`."""
+    _register_plugins()
+    outside = [option for group in GROUPS for name in options(group) if is_outside(option := f"{group}/{name}")]
+    for option in outside:
+        content(option)  # refuses invalid YAML with file and line, which Hydra does not
     store = ConfigStore.instance()
     sweeper = {"_target_": "hydra_plugins.kdbench.GridSweeper", "params": None}
     store.store(group="hydra/sweeper", name="kdbench", node=sweeper)
+    networks = {name: {"name": name} for name in NETWORKS} | {name: {"source": name} for name in ("timm", "custom")}
     for group in ("student", "teacher"):
-        for name in NETWORKS:
-            store.store(group=group, name=name, node={"defaults": ["_base", "_self_"], "name": name})
-        store.store(group=group, name="timm", node={"defaults": ["_base", "_self_"], "source": "timm"})
+        for name, node in networks.items():
+            # without Hydra's struct mode, so that student.kwargs.patch_size=4 needs no + for a new key
+            kwargs = OmegaConf.create({}, flags={"struct": False})
+            store.store(group=group, name=name, node={"defaults": ["_base", "_self_"], "kwargs": kwargs, **node})
     for method in addable_methods():
         store.store(group="plus", name=method, node={"defaults": [{f"/method@{method}": method}]})
+
+
+@cache
+def _register_plugins() -> None:
+    """Hydra does not find our plug-ins by itself in an editable installation."""
+    installed = Plugins.instance()  # looks for plug-ins, and would re-execute a module that is already imported
+    from hydra_plugins.kdbench import GridSweeper, OutsideOptions
+
+    installed.register(GridSweeper)
+    installed.register(OutsideOptions)
 
 
 def compose(overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from kdbench.config.frozen import FrozenDict
 from kdbench.config.groups import content
+from kdbench.config.networks import network_options
 
 
 def training_alone(cfg: Mapping[str, Any], **groups: Any) -> FrozenDict:
@@ -24,7 +25,7 @@ def teacher_training(cfg: Mapping[str, Any]) -> FrozenDict:
     data = {"noise": content("noise/none"), "imbalance": content("imbalance/none")}
     return training_alone(
         cfg,
-        student={"source": teacher["source"], "name": teacher["name"]},
+        student={**network_options(teacher), "init": teacher["init"]},
         recipe=teacher["recipe"],
         seed=teacher["seed"],
         **(data if teacher["condition"] == "clean" else {}),

@@ -1,4 +1,4 @@
-"""What `conf/` holds, read as files: the options of each group, their content and their headers."""
+"""What `conf/` and the plugins hold, read as files: the options of each group, their content and their headers."""
 
 import copy
 import re
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from kdbench.config import plugins
+from kdbench.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]
 # A wheel carries conf/ inside the package; in a checkout it is beside the package.
@@ -20,10 +23,45 @@ _LABELS = {"paper": "", "year": "", "needs": "", "plus": "", "control": [], "com
            "hardware": "", "claims": ""}  # fmt: skip
 
 
+def roots() -> tuple[Path, ...]:
+    """`conf/`, then those of the plugins.
+
+    Raises:
+        UserError: as `plugins.conf_folders`; or a plugin has an option of a name that is taken.
+    """
+    return _roots(CONF, tuple(plugins.conf_folders()))
+
+
+@lru_cache
+def _roots(conf: Path, outside: tuple[Path, ...]) -> tuple[Path, ...]:
+    taken = {file.relative_to(conf): file for file in conf.rglob("*.yaml")}
+    for root in outside:
+        for file in root.rglob("*.yaml"):
+            other = taken.setdefault(file.relative_to(root), file)
+            if other != file:
+                raise UserError(f"{file} has the name of another option, {other}: rename it")
+    return (conf, *outside)
+
+
+def file_of(option: str) -> Path | None:
+    """The file of an option, such as `method/kd`; None where there is none."""
+    return next((file for root in roots() if (file := root / f"{option}.yaml").is_file()), None)
+
+
+def is_outside(option: str) -> bool:
+    """Whether an option comes from a plugin."""
+    file = file_of(option)
+    return file is not None and not file.is_relative_to(CONF)
+
+
 def options(group: str) -> list[str]:
-    """Names of the files of a group of `conf/`, folders included, sorted; a leading underscore marks a shared part."""
-    files = [file for file in (CONF / group).rglob("*.yaml") if not file.stem.startswith("_")]
-    return sorted(str(file.relative_to(CONF / group).with_suffix("")) for file in files)
+    """Names of the options of a group, folders included, sorted; a leading underscore marks a shared part."""
+    return sorted(
+        str(file.relative_to(root / group).with_suffix(""))
+        for root in roots()
+        for file in (root / group).rglob("*.yaml")
+        if not file.stem.startswith("_")
+    )
 
 
 def content(option: str) -> dict[str, Any]:
@@ -32,17 +70,37 @@ def content(option: str) -> dict[str, Any]:
     Args:
         option: path below `conf/` without the ending, such as `method/kd`.
     """
-    return copy.deepcopy(_content(option))
+    return copy.deepcopy(_content(option, text_of(option)))
+
+
+def text_of(option: str) -> str:
+    """The text of the file of an option.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    file = file_of(option)
+    if file is None:
+        raise UserError(f"there is no option {option} in {', '.join(map(str, roots()))}")
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
 
 
 @lru_cache
-def _content(option: str) -> dict[str, Any]:
+def _content(option: str, text: str) -> dict[str, Any]:
     group = option.rpartition("/")[0]
-    own: dict[str, Any] = yaml.safe_load((CONF / f"{option}.yaml").read_text()) or {}
+    try:
+        own: dict[str, Any] = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        line = getattr(error, "problem_mark", None)
+        place = f"{file_of(option)}:{line.line + 1}" if line else str(file_of(option))
+        raise UserError(f"{place} is not valid YAML: {getattr(error, 'problem', error)}") from error
     parents = [parent for parent in own.pop("defaults", []) if isinstance(parent, str) and parent != "_self_"]
     merged: dict[str, Any] = {}
     for parent in parents:
-        merged |= content(f"{group}/{parent}")
+        merged |= content(f"{group}/{parent.rpartition('/')[2].partition('@')[0]}")
     return merged | own
 
 
@@ -57,11 +115,11 @@ def header(option: str) -> dict[str, Any]:
         `what`, and every label: text, or a list of lines for `control` and `command`; empty where the file has none.
 
     Raises:
-        ValueError: a label nobody knows.
+        UserError: a label nobody knows.
     """
     labels: dict[str, Any] = {"what": "", **copy.deepcopy(_LABELS)}
     label = ""
-    for line in (CONF / f"{option}.yaml").read_text().splitlines():
+    for line in text_of(option).splitlines():
         if not line.startswith("#"):
             break
         text = line.removeprefix("#").strip()
@@ -74,7 +132,7 @@ def header(option: str) -> dict[str, Any]:
         elif match := re.match(r"([a-z]+): +(.+)", text):
             label = match[1]
             if label not in _LABELS:
-                raise ValueError(f"conf/{option}.yaml: unknown label {label!r}; known: {', '.join(_LABELS)}")
+                raise UserError(f"{file_of(option)}: unknown label {label!r}; known: {', '.join(_LABELS)}")
             _add(labels, label, match[2])
         else:
             label = ""  # a remark for the reader of the file

@@ -4,7 +4,58 @@ A name can be used as `student=NAME` or `teacher=NAME` on the command line and, 
 model: `timm.create_model("cifar_resnet20")`. The constructors are in `kdbench.models.registry`.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kdbench.errors import UserError
+
+# The keys of `student` and `teacher` that say what a network is; `kdbench.models.build.build` takes them.
+NETWORK_KEYS = ("source", "name", "kwargs", "stages", "classifier")
+_FROM_THE_DATA = ("num_classes", "in_chans", "img_size", "image_size")
+_OF_TIMM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only")
+
+
+def network_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What the network of a `student` or `teacher` group is; records of older versions lack some of the keys."""
+    return {key: group[key] for key in NETWORK_KEYS if key in group}
+
+
+def check_network(group: Mapping[str, Any], key: str) -> None:
+    """Refuse what can be refused of a network without building it.
+
+    Args:
+        group: the `student` or `teacher` group.
+        key: its name, for messages.
+
+    Raises:
+        UserError: keys that contradict each other, or arguments that are not the user's to set.
+    """
+    custom, stages = group["source"] == "custom", group["stages"]
+    for name, value in group["kwargs"].items():
+        argument = f"{key}.kwargs.{name}={value} is not allowed"
+        if custom:
+            continue
+        if name in _FROM_THE_DATA:
+            raise UserError(f"{argument}: it follows from the data")
+        if name in _OF_TIMM:
+            raise UserError(f"{argument}: kdbench sets it")
+        if value is None:
+            raise UserError(f"{argument}: timm ignores arguments that are null")
+    if not custom:
+        for name in ("stages", "classifier"):
+            if group[name] is not None:
+                raise UserError(f"{key}.{name}={group[name]} is not allowed: it needs {key}.source=custom")
+        return
+    if "." not in group["name"].strip("."):
+        raise UserError(
+            f"{key}.name={group['name']} is not allowed: it must be an import path, package.module.function"
+        )
+    if stages is not None and not group["classifier"]:
+        raise UserError(f"{key}.stages={stages} is not allowed without {key}.classifier, e.g. {key}.classifier=fc")
+    if stages is not None and not (
+        stages and all(isinstance(stage, str) for stage in stages) and len(set(stages)) == len(stages)
+    ):
+        raise UserError(f"{key}.stages={stages} is not allowed: it must be names of modules, each once; null = no maps")
 
 
 class Entry(NamedTuple):

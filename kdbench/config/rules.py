@@ -9,11 +9,13 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from kdbench.config.groups import CONF, content, options
+from kdbench.config.groups import content, file_of, is_outside, options, roots, text_of
+from kdbench.errors import UserError
 
 
 class Rule(NamedTuple):
@@ -91,50 +93,60 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-@lru_cache
 def rules_of(option: str) -> dict[str, Rule]:
-    """The rules of one file of `conf/` (`method/kd`; `train` for the root) and of the files it builds on.
+    """The rules of one option (`method/kd`; `train` for the root) and of the options it builds on.
 
     Returns:
-        Dotted key within the group -> rule; empty for options that live elsewhere (a user's own folder).
+        Dotted key within the group -> rule; empty where there is no such file. Keys of a plugin's file may lack rules.
 
     Raises:
-        ValueError: a comment that is not a rule, or a key without one.
+        UserError: a comment that is not a rule.
+        ValueError: a key of kdbench's own files without a rule.
     """
     group, _, name = option.rpartition("/")
-    file = CONF / f"{option}.yaml"
     if group in ("student", "teacher") and name != "_base":
         return rules_of(f"{group}/_base")
-    if not file.exists():
-        return {}
+    return dict(_rules_of(option, text_of(option))) if file_of(option) else {}
+
+
+@lru_cache
+def _rules_of(option: str, text: str) -> dict[str, Rule]:
+    group = option.rpartition("/")[0]
     rules: dict[str, Rule] = {}
-    text = file.read_text()
     for parent in (yaml.safe_load(text) or {}).get("defaults", []):
         if group and isinstance(parent, str) and parent != "_self_":
             rules |= rules_of(f"{group}/{parent.partition('@')[0]}")  # recipe/nav200 takes crd240@recipe
     path: list[tuple[int, str]] = []
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), 1):
         match = re.match(r"(\s*)(\w+):", line)
         if not match:
             continue
         path = [(depth, key) for depth, key in path if depth < len(match[1])] + [(len(match[1]), match[2])]
         if comment := re.search(r"\s#\s(.+?):\s", line):
-            rules[".".join(key for _, key in path)] = Rule.parse(comment[1])
-    if group and "@package _global_" not in text:  # presets set keys whose rules are in the keys' own files
+            try:
+                rules[".".join(key for _, key in path)] = Rule.parse(comment[1])
+            except ValueError as error:
+                raise UserError(f"{file_of(option)}:{number}: the comment of {match[2]} is {error}") from error
+    presets = "@package _global_" in text  # they set keys whose rules are in the keys' own files
+    if group and not presets and not is_outside(option):
         for key, _ in leaves(content(option)):
             if key not in rules and key.partition(".")[0] not in rules:
                 raise ValueError(f"conf/{option}.yaml: {key} has no rule: a comment `# <rule>: <meaning>` behind it")
     return rules
 
 
-@lru_cache
 def rules_of_choices(chosen: tuple[str, ...]) -> dict[str, Rule]:
     """The rules of a whole configuration: of the root, of the chosen options, and of every method that `plus` may add.
 
     Args:
         chosen: the options, such as `method/kd`.
     """
-    rules = dict(rules_of("train"))
+    return _rules_of_choices(chosen, roots())
+
+
+@lru_cache
+def _rules_of_choices(chosen: tuple[str, ...], _roots: tuple[Path, ...]) -> dict[str, Rule]:
+    rules = rules_of("train")
     for option in chosen:
         rules |= {f"{option.partition('/')[0]}.{key}": rule for key, rule in rules_of(option).items()}
     for method in options("method"):

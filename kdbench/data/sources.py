@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdbench.data import embedded, folder, synmnist, synthetic
+from kdbench.data import embedded, folder, outside, synmnist, synthetic
 from kdbench.data.batch import Images
 from kdbench.errors import UserError
 
@@ -22,7 +22,7 @@ ARCHIVES = {
 }
 # sources that are trees of image files -> folder of the tree in the data root, if it is not the root itself
 TREES = {"imagefolder": ".", "imagenet": "imagenet", "tinyimagenet": "tiny-imagenet-200"}
-SOURCES = tuple(sorted({*embedded.FILES, "fake", "synmnist", *ARCHIVES, *TREES}))
+SOURCES = tuple(sorted({*embedded.FILES, "fake", "synmnist", *ARCHIVES, *TREES, *outside.SOURCES}))
 
 
 class Sizes(NamedTuple):
@@ -49,7 +49,10 @@ def data_root(dataset: Mapping[str, Any]) -> Path:
 
 
 def check(dataset: Mapping[str, Any]) -> Sizes:
-    """Find the data and check that the options are compatible, before any work; at most one image is read.
+    """Find the data and check that the options are compatible, before any work.
+
+    At most one image is read, except of data sets from outside, whose mean and standard deviation may have to be
+    computed.
 
     Args:
         dataset: the `dataset` group.
@@ -62,7 +65,7 @@ def check(dataset: Mapping[str, Any]) -> Sizes:
     """
     num_classes = _check(dataset)
     mean, std = normalisation(dataset)
-    return Sizes(num_classes, dataset["channels"], image_size(dataset), mean, std)
+    return Sizes(num_classes, channels(dataset), image_size(dataset), mean, std)
 
 
 def _check(dataset: Mapping[str, Any]) -> int:
@@ -71,6 +74,10 @@ def _check(dataset: Mapping[str, Any]) -> int:
     if source not in SOURCES:
         raise UserError(f"dataset.source={source}: must be one of {', '.join(SOURCES)}")
     _check_options(dataset)
+    if source in outside.SOURCES:
+        num_classes = outside.describe(dataset).num_classes
+        _check_num_classes(dataset, num_classes)
+        return num_classes
     if source == "synmnist" and not dataset["tree"]:
         _check_synmnist(dataset)
     if source in ARCHIVES and not dataset["tree"]:
@@ -86,7 +93,7 @@ def _check(dataset: Mapping[str, Any]) -> int:
         tree = _tree(dataset)
     if tree is None:
         return dataset["num_classes"]
-    _check_classes(dataset, tree.classes)
+    _check_num_classes(dataset, len(tree.classes))
     return len(tree.classes)
 
 
@@ -102,7 +109,7 @@ def _named_errors(dataset: Mapping[str, Any], failure: str) -> Iterator[None]:
 
 
 def _check_options(dataset: Mapping[str, Any]) -> None:
-    padding, channels = dataset["crop_padding"], dataset["channels"]
+    padding = dataset["crop_padding"]
     if padding is None and dataset["loader"] == "resident":
         raise UserError("dataset.crop_padding=null: a random resized crop needs dataset.loader=streaming")
     if padding is not None and dataset["padding_mode"] == "reflect" and padding >= (size := image_size(dataset)):
@@ -111,8 +118,8 @@ def _check_options(dataset: Mapping[str, Any]) -> None:
         )
     for key in ("mean", "std"):
         values = dataset[key]
-        if len(values) not in (1, channels):
-            raise UserError(f"dataset.{key}={values}: must have 1 or dataset.channels={channels} values")
+        if values is not None and len(values) not in (1, count := channels(dataset)):
+            raise UserError(f"dataset.{key}={values}: must have 1 or dataset.channels={count} values")
 
 
 def _check_synmnist(dataset: Mapping[str, Any]) -> None:
@@ -134,10 +141,10 @@ def _check_synmnist(dataset: Mapping[str, Any]) -> None:
         )
 
 
-def _check_classes(dataset: Mapping[str, Any], classes: tuple[str, ...]) -> None:
+def _check_num_classes(dataset: Mapping[str, Any], count: int) -> None:
     expected = dataset["num_classes"]
-    if expected not in (None, len(classes)):
-        raise UserError(f"dataset.num_classes={expected}: {dataset['name']} has {len(classes)} classes here")
+    if expected not in (None, count):
+        raise UserError(f"dataset.num_classes={expected}: {dataset['name']} has {count} classes here")
 
 
 def _tree(dataset: Mapping[str, Any]) -> folder.Tree | None:
@@ -155,19 +162,30 @@ def _tree(dataset: Mapping[str, Any]) -> folder.Tree | None:
 
 
 def image_size(dataset: Mapping[str, Any]) -> int:
-    """Side in pixels of the images that networks see: `dataset.image_size`, else that of the tree's first image.
+    """Side in pixels of the images that networks see: `dataset.image_size`, else that of the data.
 
     Args:
         dataset: the `dataset` group.
 
     Raises:
-        UserError: it is not given, and the first image is not square or cannot be read.
+        UserError: it is not given, and the first image of a tree is not square or cannot be read.
     """
     if dataset["image_size"] is not None:
         return dataset["image_size"]
+    if dataset["source"] in outside.SOURCES:
+        return outside.describe(dataset).image_size
     tree = _tree(dataset)
-    assert tree is not None  # only trees may leave the size out
+    assert tree is not None  # no other data set may leave the size out
     return folder.first_side(tree)
+
+
+def channels(dataset: Mapping[str, Any]) -> int:
+    """Channels of the images: `dataset.channels`, else those of the data.
+
+    Args:
+        dataset: the `dataset` group.
+    """
+    return outside.describe(dataset).channels if dataset["channels"] is None else dataset["channels"]
 
 
 def normalisation(dataset: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -177,19 +195,25 @@ def normalisation(dataset: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[
         dataset: the `dataset` group.
 
     Returns:
-        `dataset.mean` and `dataset.std`; 0 and 1 with `dataset.normalize=false`.
+        `dataset.mean` and `dataset.std`, or those of the training images where they are null (of data sets from
+        outside only); 0 and 1 with `dataset.normalize=false`.
     """
+    count = channels(dataset)
 
     def by_channel(values: list[float]) -> tuple[float, ...]:
-        return tuple(float(v) for v in (values * dataset["channels"] if len(values) == 1 else values))
+        return tuple(float(v) for v in (values * count if len(values) == 1 else values))
 
     if not dataset["normalize"]:
         return by_channel([0.0]), by_channel([1.0])
-    return by_channel(dataset["mean"]), by_channel(dataset["std"])
+    mean, std = dataset["mean"], dataset["std"]
+    if mean is None or std is None:
+        computed = outside.statistics(dataset)
+        mean, std = (given or own for given, own in zip((mean, std), computed, strict=True))
+    return by_channel(mean), by_channel(std)
 
 
 def verify(dataset: Mapping[str, Any]) -> None:
-    """Open every image of a user's own tree, before anything slow begins.
+    """Read every image of a user's own data, before anything slow begins.
 
     Args:
         dataset: the `dataset` group.
@@ -197,22 +221,27 @@ def verify(dataset: Mapping[str, Any]) -> None:
     Raises:
         UserError: an image cannot be read.
     """
-    if tree := _user_tree(dataset):
+    if dataset["source"] in outside.SOURCES:
+        outside.load(dataset)
+    elif tree := _user_tree(dataset):
         folder.verify(tree)
 
 
 def fingerprint(dataset: Mapping[str, Any]) -> str | None:
-    """What identifies the content of a user's own tree, whatever its path.
+    """What identifies the content of a user's own data, whatever their path.
 
     Args:
         dataset: the `dataset` group.
 
     Returns:
-        16 hex digits of a hash of the names and sizes of its images; None for a data set that its name identifies.
+        16 hex digits of a hash: of the names and sizes of the images of a tree, of the whole content of other data;
+        None for a data set that its name identifies.
 
     Raises:
-        UserError: there is no such tree.
+        UserError: there are no such data.
     """
+    if dataset["source"] in outside.SOURCES:
+        return outside.fingerprint(dataset)
     tree = _user_tree(dataset)
     return folder.digest(tree) if tree else None
 
@@ -262,16 +291,18 @@ def load(dataset: Mapping[str, Any], sizes: Sizes) -> tuple[Images, Images]:
     """
     with _named_errors(dataset, "cannot be read from"):
         train, test = _load(dataset)
-    _check_classes(dataset, train.classes)
+    _check_num_classes(dataset, len(train.classes))
     if train.images.ndim == 4:
-        side, _, channels = train.images.shape[1:]
-        for key, expected, actual in (("image_size", sizes.image_size, side), ("channels", sizes.in_chans, channels)):
+        side, _, depth = train.images.shape[1:]
+        for key, expected, actual in (("image_size", sizes.image_size, side), ("channels", sizes.in_chans, depth)):
             if expected != actual:
                 raise UserError(f"dataset.{key}={expected}: {dataset['name']} has {actual}")
     return train, test
 
 
 def _load(dataset: Mapping[str, Any]) -> tuple[Images, Images]:
+    if dataset["source"] in outside.SOURCES:
+        return outside.load(dataset)
     source, tree = dataset["source"], _tree(dataset)
     if tree is not None:
         names, labels = folder.listing(tree.train, tree.classes)

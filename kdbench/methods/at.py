@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
-from kdbench.methods.feature_maps import StageChoice, matched, pairs
+from kdbench.methods.feature_maps import StageChoice, matched, pairs, require_pixels
 from kdbench.methods.method import Method
 from kdbench.models.features import Features, Shapes
 
@@ -53,8 +53,13 @@ class AT(Method):
         self.weight, self.power, self.stage_choice, self.variant = weight, power, stages, variant
 
     def prepare(self, student: Shapes, teacher: Shapes) -> None:
-        """Choose the pairs of maps."""
+        """Choose the pairs of maps.
+
+        Raises:
+            UserError: a pair has only one pixel in common, whose normalised attention is always 1.
+        """
         self.pairs = pairs(self.stage_choice, student, teacher, "at")
+        require_pixels(self.pairs, student, teacher, "at")
 
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`at`, the sum over the pairs of maps."""

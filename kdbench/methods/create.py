@@ -1,18 +1,59 @@
-"""Creating a method from its options."""
+"""From the options of a method to the method."""
 
+import inspect
+import traceback
 from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_class
 
-from kdbench.config.groups import method_options
+import kdbench
+from kdbench.config.groups import file_of, method_options
+from kdbench.errors import UserError
 from kdbench.methods.machinery.module import DistillationModule
 
 
 def create(options: Mapping[str, Any]) -> DistillationModule:
-    """The method that a `method` group describes, not yet attached to any network.
+    """The method that a `method` group describes, not yet attached to networks.
 
     Args:
-        options: the class as `_target_`, and its arguments.
+        options: `_target_`, the class, and its arguments.
+
+    Raises:
+        UserError: a plugin's class cannot be imported, is no method, or takes other arguments than its file gives.
     """
-    return get_class(options["_target_"])(**method_options(options))
+    target, arguments = options["_target_"], method_options(options)
+    if target.startswith(f"{kdbench.__name__}."):
+        return get_class(target)(**arguments)
+    try:
+        module, _, name = target.rpartition(".")
+        method = getattr(import_module(module), name)
+    except Exception as error:  # whatever a module from outside raises while it is imported
+        raise UserError(f"method={options['name']}: {_place(error)}{_cause(error)}") from error
+    if not (isinstance(method, type) and issubclass(method, DistillationModule)):
+        raise UserError(f"method={options['name']}: {target} does not derive from Method or MethodWithoutTeacher")
+    try:
+        inspect.signature(method).bind(**arguments)
+    except TypeError as error:
+        file = file_of(f"method/{options['name']}")
+        raise UserError(f"{file} does not give what {target} takes: {error}") from error
+    return method(**arguments)
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the last frame outside of installed packages, or nothing."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<") and not {"site-packages", "importlib"} & set(Path(frame.filename).parts)
+    ]  # fmt: skip
+    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""

@@ -20,7 +20,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
 from kdbench.errors import UserError
@@ -85,7 +84,7 @@ class DML(SeveralOptimizers, MethodWithoutTeacher):
             if self.alternating:
                 self._predict_again(k - 1, batch)
             with without_autocast(batch.images):
-                cross_entropy = F.cross_entropy(self.predicted[k].float(), batch.labels)
+                cross_entropy = self.label_loss(self.predicted[k].float(), batch.labels)
                 losses = {f"peer{k}_ce": self.label_weight * cross_entropy}
         with without_autocast(batch.images):
             logits = [predicted.float() for predicted in self.predicted]

@@ -55,6 +55,28 @@ def pairs(
     return chosen
 
 
+def require_pixels(chosen: Sequence[tuple[int, int]], student: Shapes, teacher: Shapes, method: str) -> None:
+    """Refuse a pair of maps that have only one pixel in common, for a loss that compares where in a map something is.
+
+    Args:
+        chosen: indices, as `pairs` returns them.
+        student: shapes of the student's features.
+        teacher: shapes of the teacher's features.
+        method: its name, for messages.
+
+    Raises:
+        UserError: the smaller of two maps, or what both are pooled to, is 1x1.
+    """
+    for i, j in chosen:
+        sizes = [student.stages[i][1:], teacher.stages[j][1:]]
+        if all(min(sides) == 1 for sides in zip(*sizes, strict=True)):
+            ours, theirs = ("x".join(map(str, size)) for size in sizes)
+            raise UserError(
+                f"{method} cannot compare stage map {i} of the student ({ours}) with {j} of the teacher ({theirs}): on "
+                f"1x1 pixels its loss is always 0; {method}.stages=[...] chooses other maps"
+            )
+
+
 def matched(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps (B,C,H,W), average-pooled (adaptively) to the smaller height and width of the two."""
     size = min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3])

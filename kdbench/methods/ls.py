@@ -7,9 +7,14 @@ teacher-free KD with it. `variant: paper` spreads eps over all K classes, the la
 `F.cross_entropy(label_smoothing=eps)` does.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from kdbench.data.batch import Batch
+from kdbench.errors import UserError
+from kdbench.methods.machinery.stages import Stage
 from kdbench.methods.method import MethodWithoutTeacher
 from kdbench.models.features import Features
 
@@ -39,6 +44,19 @@ class LS(MethodWithoutTeacher):
         super().__init__()
         self.epsilon, self.exclude_label = epsilon, variant == "reference"
         self.label_weight = 1 - epsilon
+
+    def first_stages(self, recipe: Mapping[str, Any]) -> list[Stage]:
+        """None.
+
+        Raises:
+            UserError: the recipe smooths the labels, too.
+        """
+        if recipe["label_smoothing"]:
+            raise UserError(
+                f"recipe.label_smoothing={recipe['label_smoothing']} is not possible with ls, only 0: "
+                "it smooths the labels itself"
+            )
+        return []
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """`ls`, the smoothing term."""

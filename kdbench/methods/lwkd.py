@@ -180,7 +180,7 @@ class LWKD(SeveralOptimizers, MethodWithoutTeacher):
 
     def updates(self) -> list[Update]:
         """The student's update, then the discriminator's."""
-        changes = {"optimizer": "adamw", "lr": self.discriminator_lr, "weight_decay": 0.0}
+        changes = {"optimizer": "adamw", "lr": self.discriminator_lr, "weight_decay": 0.0, "betas": None}
         recipe = {**self.stage.recipe, **changes, "schedule": "constant", "warmup_epochs": 0}
         return [
             Update(self.parameters_without(self.discriminator), self.stage.recipe, self.student_losses),

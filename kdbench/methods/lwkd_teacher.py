@@ -47,7 +47,7 @@ def dependencies(cfg: Mapping[str, Any], sizes: Sizes) -> dict[str, FrozenDict]:
     }
     run = training_alone(
         cfg,
-        student={"source": "cifar", "name": synthetic["teacher"]},
+        student={**content("student/_base"), "name": synthetic["teacher"]},
         dataset=dataset,
         noise=content("noise/none"),
         imbalance=content("imbalance/none"),

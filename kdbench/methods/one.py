@@ -110,9 +110,9 @@ class ONE(MethodWithoutTeacher):
         with without_autocast(batch.images):
             logits = [branch.float() for branch in logits]
             ensemble_logits = ensemble(logits, self.gate(shared.float()))
-            branch_losses = [F.cross_entropy(branch, batch.labels) for branch in logits[1:]]
+            branch_losses = [self.label_loss(branch, batch.labels) for branch in logits[1:]]
             losses["branches_ce"] = torch.stack(branch_losses).sum()
-            losses["ensemble_ce"] = F.cross_entropy(ensemble_logits, batch.labels)
+            losses["ensemble_ce"] = self.label_loss(ensemble_logits, batch.labels)
             weight = ramp(self.progress.epoch, self.ramp * self.progress.epochs)
             losses["one"] = weight * consistency(logits, ensemble_logits, self.temperature)
         return losses

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdbench.models.outside import NamedModules
+
 EVEN_TAPS = 4  # feature maps taken from a network whose blocks all have the same resolution
+_METHODS = ("get_classifier", "forward_features", "forward_head")  # of a network as in timm
 
 
 class Features(NamedTuple):
@@ -48,35 +51,39 @@ class Origin(NamedTuple):
     """How a network was built.
 
     Attributes:
-        name: name of the network in its source.
-        source: `cifar` or `timm`.
+        options: which network it is: the keys `kdbench.config.networks.NETWORK_KEYS`.
         sizes: the other arguments of `kdbench.models.build.build`.
     """
 
-    name: str
-    source: str
+    options: dict[str, Any]
     sizes: dict[str, Any]
 
 
 class Network(nn.Module):
-    """A CIFAR network or timm model that normalises its images and returns `Features`.
+    """A CIFAR network, timm model or other network that normalises its images and returns `Features`.
 
     A network with `forward_intermediates` returns one feature map for each stage in its `feature_info`; one whose
     blocks all have the same resolution (ViT, Mixer) returns four, evenly spaced and ending with the last block.
+    A network without these methods is read by the names of its modules.
 
     Args:
-        net: a network with `forward_features`, `forward_head(x, pre_logits)` and `get_classifier()`, as in timm.
+        net: a network with `forward_features`, `forward_head(x, pre_logits)` and `get_classifier()`, as in timm, or any
+            network that returns logits, if `classifier` is given.
         mean: mean of each channel of the images in [0, 1].
         std: standard deviation of each channel of the images in [0, 1].
+        stages: names of the modules whose outputs are the feature maps; only with `classifier`.
+        classifier: name of the last linear layer, whose input is the embedding; None for a network as in timm.
 
     Attributes:
+        classifier: the last linear layer.
         taps: indices of the feature maps, as `forward_intermediates` takes them.
+        named: reads the features of a network that is not as in timm; None for one that is.
         shapes: set by `build`.
         origin: set by `build`.
 
     Raises:
-        ValueError: mean and std differ in length, a std is not positive, or the classifier is not a single layer on a
-            (B, D) embedding.
+        ValueError: mean and std differ in length, a std is not positive, the classifier is not a single layer on a
+            (B, D) embedding, or the network is not as in timm and no classifier is named.
     """
 
     net: Any  # timm's models have no common base class
@@ -85,16 +92,26 @@ class Network(nn.Module):
     shapes: Shapes
     origin: Origin
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]):
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        stages: Sequence[str] | None = None,
+        classifier: str | None = None,
+    ):
         super().__init__()
         if len(mean) != len(std) or not all(math.isfinite(s) and s > 0 for s in std):
             raise ValueError(f"mean={list(mean)}, std={list(std)}: each channel needs a mean and a std > 0")
         self.net = net
-        classifier = self.net.get_classifier()
-        if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Conv2d | nn.ModuleList):
-            kind = type(classifier).__name__
+        self.named = NamedModules(net, stages or [], classifier) if classifier else None
+        if self.named is None and (missing := [name for name in _METHODS if not hasattr(net, name)]):
+            raise ValueError(f"{type(net).__name__} has no {missing[0]}(): name its last linear layer, classifier=fc")
+        last = self.classifier
+        if not isinstance(last, nn.Module) or isinstance(last, nn.Conv2d | nn.ModuleList):
+            kind = type(last).__name__
             raise ValueError(f"{type(net).__name__}: its classifier ({kind}) is not one layer on a (B, D) embedding")
-        self.taps = _taps(net)
+        self.taps = [] if self.named else _taps(net)
         self.normalises = any(mean) or any(s != 1 for s in std)
         # (x - mean) / std written as x * scale + shift takes a single kernel
         shape = (1, -1, 1, 1)
@@ -106,12 +123,19 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Features:
         """Features of float `images` (B, C, H, W) in [0, 1]."""
         net, x = self.net, self.normalised(images)
+        if self.named is not None:
+            return Features(*self.named.forward(net, x))
         if self.taps:
             final, stages = net.forward_intermediates(x, indices=self.taps)
         else:
             final, stages = net.forward_features(x), []
         embedding = net.forward_head(final, pre_logits=True)
         return Features(stages, embedding, net.get_classifier()(embedding))
+
+    @property
+    def classifier(self) -> Any:
+        """The last linear layer, which maps the embedding to the logits."""
+        return self.net.get_classifier() if self.named is None else self.named.classifier
 
     def normalised(self, images: Tensor) -> Tensor:
         """The input of `net` for `images` (B, C, H, W) in [0, 1]; the images themselves if mean is 0 and std is 1."""
@@ -154,7 +178,8 @@ def probe(network: Network, in_chans: int, image_size: int) -> Shapes:
         image_size: height and width of the images, in pixels.
 
     Raises:
-        ValueError: the classifier's output differs from the network's, or a feature map is not (B, C, H, W).
+        ValueError: the classifier's output differs from the network's, a feature map is not (B, C, H, W) or not what
+            its module returned, or embedding or logits are not (B, D).
     """
     device = network.scale.device
     pixels = in_chans * image_size**2
@@ -162,12 +187,23 @@ def probe(network: Network, in_chans: int, image_size: int) -> Shapes:
     name = type(network.net).__name__
     with evaluating(network):
         stages, embedding, logits = network(images)
-        expected = network.net(network.normalised(images))
+        normalised = network.normalised(images)
+        if network.named is None:
+            expected = network.net(normalised)
+        else:
+            expected = logits
+            logits = network.classifier(embedding)
+            if not expected.is_meta:
+                network.named.check_unchanged(network.net, normalised)
+    if embedding.ndim != 2 or logits.ndim != 2:
+        shapes = f"{tuple(embedding.shape)} and {tuple(logits.shape)}"
+        raise ValueError(f"{name}: embedding and logits of shapes {shapes} are not (B, D) and (B, K)")
     if not all(stage.ndim == 4 for stage in stages):
         raise ValueError(f"{name}: feature maps of shapes {[tuple(s.shape) for s in stages]} are not (B, C, H, W)")
     equal = logits.shape == expected.shape
     if equal and not expected.is_meta:
         equal = torch.allclose(logits, expected, 1e-4, 1e-5, equal_nan=True)
     if not equal:
-        raise ValueError(f"{name}: get_classifier() of forward_head(pre_logits=True) differs from the network's output")
+        last = "get_classifier() of forward_head(pre_logits=True)" if network.named is None else "its last linear layer"
+        raise ValueError(f"{name}: {last} differs from the network's output")
     return Shapes([tuple(s.shape[1:]) for s in stages], embedding.shape[1], logits.shape[1])

@@ -1,5 +1,6 @@
 """Networks trained by finished runs."""
 
+from kdbench.config.networks import network_options
 from kdbench.data.sources import Sizes
 from kdbench.errors import UserError
 from kdbench.files import digest
@@ -29,11 +30,11 @@ def trained_network(record: Record) -> Network:
     Raises:
         UserError: the weights are damaged, or the run was recorded by another version of kdbench.
     """
-    sizes, student = sizes_of(record), record.config["student"]
+    sizes = sizes_of(record)
     if digest(record.weights) != record.finished["weights_sha256"]:
         raise UserError(
             f"{record.weights} is not what its result.json describes; remove {record.directory} to train it again"
         )
-    network = build(student["name"], source=student["source"], **sizes._asdict())
+    network = build(**network_options(record.config["student"]), **sizes._asdict())
     weights.load_into(network.net, weights.read(record.weights, "teacher"), str(record.weights))
     return network

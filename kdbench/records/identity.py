@@ -4,9 +4,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kdbench.config.groups import METHOD_DECLARATIONS
+from kdbench.config.networks import network_options
 from kdbench.errors import UserError
 from kdbench.files import digest
 
@@ -17,6 +19,7 @@ _NOT_IDENTITY = {
     "dataset": {"root", "download", "tree", "workers"},
     "method": set(METHOD_DECLARATIONS) - {"name"},
     "noise": {"path", "matrix"},
+    "student": {"init"},
 }
 
 
@@ -37,17 +40,22 @@ class Identity(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """Fingerprints of the files that a run reads, which stand for them in its identity.
+    """Fingerprints of the files that a run reads or executes, which stand for them in its identity.
 
     Attributes:
         images: of an image tree; None for a data set that its name identifies.
         labels: of the file that label noise is read from; None without one.
         teacher: of a teacher that is given as a file; None without one.
+        code: hashes of source code: of the method (`method`), of the losses added to it (`plus.<name>`), and of
+            networks from outside (`student`, `teacher`).
+        init: of the weights that the student starts from; None for random ones.
     """
 
     images: str | None = None
     labels: str | None = None
     teacher: str | None = None
+    code: Mapping[str, str] = MappingProxyType({})
+    init: str | None = None
 
 
 _NO_FILES = Contents()
@@ -77,8 +85,9 @@ def facts_of(
         "schema": SCHEMA,
         "method": part("method", cfg["method"]),
         "plus": {name: part("method", node) for name, node in sorted(cfg["plus"].items())},
-        "student": cfg["student"],
+        "student": {**part("student", cfg["student"]), "init": contents.init},
         "dependencies": teachers,
+        "code": dict(contents.code),
         "dataset": {**part("dataset", cfg["dataset"]), "fingerprint": contents.images},
         "noise": part("noise", cfg["noise"]),
         "imbalance": cfg["imbalance"],
@@ -103,7 +112,7 @@ def identify(cfg: Mapping[str, Any], contents: Contents, dependencies: Mapping[s
     clean = "_clean" if corrupted and cfg["teacher"]["condition"] == "clean" else ""
     parts = [method_word(cfg)]
     parts += [cfg["teacher"]["name"] + clean] if needs_teacher(cfg) else []
-    parts += [cfg["student"]["name"], cfg["dataset"]["name"], *corrupted]
+    parts += [cfg["student"]["name"], dataset_word(cfg), *corrupted]
     readable = "-".join(parts)
     # the name does not say everything: the temperature, for one, is not in it
     setting = f"{readable}-{_hash({key: value for key, value in facts.items() if key != 'seed'})[:8]}"
@@ -118,6 +127,12 @@ def _hash(facts: dict[str, Any]) -> str:
 def method_word(cfg: Mapping[str, Any]) -> str:
     """The method and the losses added to it: `at`, `at+kd`."""
     return "+".join([cfg["method"]["name"], *sorted(cfg["plus"])])
+
+
+def dataset_word(cfg: Mapping[str, Any]) -> str:
+    """The data set, as a part of a file name: `user_set` for `user/set` of the Hugging Face Hub."""
+    name: str = cfg["dataset"]["name"]
+    return name.replace("/", "_")
 
 
 def noise_word(noise: Mapping[str, Any]) -> str:
@@ -153,7 +168,7 @@ def teacher_file_identity(teacher: Mapping[str, Any]) -> str:
         UserError: the file cannot be read.
     """
     path = Path(teacher["checkpoint"])
-    used = {key: teacher[key] for key in ("source", "name", "mean", "std")}
+    used = {**network_options(teacher), "mean": teacher["mean"], "std": teacher["std"]}
     try:
         text = json.dumps([digest(path), used], sort_keys=True)
     except OSError as error:

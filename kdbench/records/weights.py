@@ -1,10 +1,9 @@
-"""Reading and writing weights: safetensors, or a plain state dict; never a pickle that runs code."""
+"""Reading and writing weights as safetensors, and loading a state dict into the network it belongs to."""
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
@@ -57,7 +56,7 @@ def check_classes(path: Path, key: str, num_classes: int) -> None:
     except OSError as error:
         raise UserError(f"{key}={path} cannot be read: {error}") from error
     except SafetensorError:
-        return  # not safetensors: `read` decides
+        return  # not safetensors: `kdbench.records.teacher_files` decides
 
 
 def _check_head(outputs: int, num_classes: int, name: str) -> None:
@@ -66,46 +65,21 @@ def _check_head(outputs: int, num_classes: int, name: str) -> None:
 
 
 def read(path: Path, key: str) -> "dict[str, Tensor]":
-    """State dict of a file.
-
-    A state dict may be wrapped as `{"state_dict": ...}`, `{"model": ...}` or `{"net": ...}` and its names may start
-    with `module.` (DataParallel).
+    """State dict of a safetensors file.
 
     Args:
-        path: safetensors (by content), or a file of `torch.save` that holds tensors and plain containers only.
+        path: the file.
         key: the option that named the file, for the message.
 
     Raises:
-        UserError: not there, not readable, or a pickle with anything but tensors in it.
+        UserError: it is not there, or not readable.
+        SafetensorError: its content is something else.
     """
     try:
         with safe_open(path, "pt") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except OSError as error:
         raise UserError(f"{key}={path} cannot be read: {error}") from error
-    except SafetensorError:
-        pass  # not safetensors: a state dict of torch.save, perhaps
-    import torch
-
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"{key}={path} is refused: it is neither safetensors nor a plain state dict; a pickle with anything but "
-            "tensors in it could run code, so save the state dict alone"
-        ) from error
-    return _state(content, f"{key}={path}")
-
-
-def _state(content: Any, name: str) -> "dict[str, Tensor]":
-    from torch import Tensor
-
-    for wrapper in ("state_dict", "model", "net"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not (isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values())):
-        raise UserError(f"{name} holds no state dict")
-    return {key.removeprefix("module."): value for key, value in content.items()}
 
 
 def load_into(net: "nn.Module", state: "Mapping[str, Tensor]", name: str) -> None:
@@ -126,7 +100,8 @@ def load_into(net: "nn.Module", state: "Mapping[str, Tensor]", name: str) -> Non
         raise UserError(
             f"{name} belongs to another network: it {kind} ({len(missing)} missing, {len(foreign)} foreign)"
         )
-    head = {id(parameter) for parameter in net.get_classifier().parameters()}  # type: ignore[operator]
+    classifier = net.get_classifier() if hasattr(net, "get_classifier") else None  # type: ignore[operator]
+    head = {id(parameter) for parameter in classifier.parameters()} if classifier is not None else set()
     for key, value in net.named_parameters():
         if id(value) in head and value.shape[1:] == state[key].shape[1:]:
             _check_head(len(state[key]), len(value), name)

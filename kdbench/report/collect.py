@@ -6,13 +6,14 @@ from typing import Any
 import pandas as pd
 
 from kdbench.config.rules import leaves
+from kdbench.records.environment import code_version
 from kdbench.records.identity import facts_of, imbalance_word, method_word, needs_teacher, noise_word
 from kdbench.records.record import Record
 
 # sections of a result that hold numbers; evaluation.json is read as one more
 _SECTIONS = ("test", "val", "best_on_test", "cost", "fidelity", "members")
 # columns that are neither facts nor numbers
-_ABOUT_RECORD = ("id", "name", "role", "directory", "machine", "torch", "record")
+_ABOUT_RECORD = ("id", "name", "role", "directory", "machine", "torch", "kdbench", "record")
 # value of a key that does not apply to a run; it agrees with every value
 ANY = "-"
 # value of a key that is null, or that this option lacks (as `noise.rate` of some kinds of noise)
@@ -22,7 +23,7 @@ NULL = "null"
 def collect(records: Iterable[Record]) -> tuple[pd.DataFrame, list[tuple[Record, str]]]:
     """The frame of all finished runs, and the records that are not in it.
 
-    Columns are `id name role machine torch record`; the readable keys of a run (`method dataset student noise
+    Columns are `id name role machine torch kdbench record`; the readable keys of a run (`method dataset student noise
     imbalance teacher teacher.condition`); the other facts of its identity by dotted key (`recipe.epochs`, `seed`); and
     numbers (`test/accuracy`, `cost/train_seconds`). A fact that a run lacks is `null`; one that does not apply, such as
     the teacher of a method without one, is `-` and agrees with every value.
@@ -58,6 +59,7 @@ def _row(record: Record, result: dict[str, Any]) -> dict[str, Any]:
         "role": result["role"],
         "machine": _machine(record),
         "torch": result["versions"]["torch"],
+        "kdbench": code_version(result),
         "record": record,
         "method": method_word(cfg),
         "dataset": cfg["dataset"]["name"],
@@ -65,15 +67,19 @@ def _row(record: Record, result: dict[str, Any]) -> dict[str, Any]:
         "noise": noise_word(cfg["noise"]),
         "imbalance": imbalance_word(cfg["imbalance"]),
         **_teacher_facts(cfg, result),
-        **{key: _hashable(value) for key, value in leaves(_other_facts(cfg))},
+        **{key: _hashable(value) for key, value in leaves(_other_facts(cfg, result))},
         **dict(_numbers(result, record)),
     }
 
 
-def _other_facts(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The facts without the teacher, which `_teacher_facts` describes, and without fingerprints of files."""
-    facts = facts_of(cfg)
-    del facts["dependencies"], facts["dataset"]["fingerprint"]
+def _other_facts(cfg: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a run without the teacher, which `_teacher_facts` describes.
+
+    Records of earlier versions hold no facts. Those that follow from the configuration are taken from it; what only the
+    run could see, such as the content of its files, is unknown.
+    """
+    facts = {**(result.get("facts") or facts_of(cfg))}
+    del facts["dependencies"]
     return {**facts, "noise.path": cfg["noise"].get("path")}
 
 

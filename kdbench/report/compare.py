@@ -107,6 +107,10 @@ def compare(options: Options, outputs: Path) -> Report:
         raise UserError("these runs only trained teachers; role=teacher,baseline,distill includes them")
     _check(options, pool)
     # filters that exclude the baseline, such as method=kd, still compare with it
+    if options.strict and (states := runs["kdbench"].nunique()) > 1:
+        raise UserError(
+            f"the runs were made with {states} versions of kdbench's code; --strict compares runs of one only"
+        )
     partners = runs if (runs["method"] == options.baseline).any() else pool
     groups = grouping(runs, options.by, options.over, options.strict)
     plans = [Plan(metric(name), groups, options.baseline, options.interval, options.test) for name in options.metrics]

@@ -42,7 +42,7 @@ class Grouping(NamedTuple):
 
 def on_method(key: str) -> bool:
     """Whether a key belongs to the contender, not to the setting."""
-    return key.split(".")[0] in ("method", "plus")
+    return key.removeprefix("code.").split(".")[0] in ("method", "plus")
 
 
 def on_teacher(key: str) -> bool:

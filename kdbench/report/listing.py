@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from kdbench.console import console, show
+from kdbench.records.environment import code_version
 from kdbench.records.record import Record, all_records
 from kdbench.report.filters import Filter, select
 
@@ -36,6 +37,9 @@ def list_runs(filters: list[str], outputs: Path) -> None:
         show(table, 200)
     states = Counter(run.state for run in runs)
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    versions = {code_version(run.result) for run in runs if run.result}
+    if len(versions) > 1:
+        console.print(f"the finished runs were made with {len(versions)} versions of kdbench's code")
     plural = "" if len(runs) == 1 else "s"
     console.print(f"{len(runs)} run{plural} in {outputs / 'runs'}" + (f": {counts}" if counts else ""))
 

@@ -61,6 +61,8 @@ def notes(study: Study) -> list[str]:
         lines.append(f"not in the table, because without {plan.metric.name}: {missing}")
     if (versions := study.runs["torch"].nunique()) > 1:
         lines.append(f"the runs were made with {versions} versions of torch")
+    if (states := study.runs["kdbench"].nunique()) > 1:
+        lines.append(f"the runs were made with {states} versions of kdbench's code; --strict refuses this")
     return lines
 
 

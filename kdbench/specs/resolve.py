@@ -10,12 +10,16 @@ from hydra.utils import get_method
 from kdbench import loggers
 from kdbench.config.derived import teacher_training
 from kdbench.config.frozen import FrozenDict
+from kdbench.config.networks import check_network
 from kdbench.config.overrides import from_overrides
 from kdbench.data import imbalance, noise, sources
 from kdbench.data.sources import Sizes
 from kdbench.errors import UserError
+from kdbench.files import digest
 from kdbench.records import weights
 from kdbench.records.identity import Contents, identify, needs_teacher, teacher_file_identity
+from kdbench.records.source import source_hash
+from kdbench.specs import recipes
 from kdbench.specs.spec import RunSpec
 
 
@@ -46,6 +50,8 @@ def resolve(config: FrozenDict, role: str | None = None) -> RunSpec:
         images=sources.fingerprint(config["dataset"]),
         labels=noise.fingerprint(config["noise"]),
         teacher=teacher_file_identity(config["teacher"]) if _has_teacher_file(config) else None,
+        code=_code(config),
+        init=_init(config, "student"),
     )
     identity = identify(config, contents, {name: spec.id for name, spec in dependencies.items()})
     role = role or ("distill" if needs_teacher(config) else "baseline")
@@ -62,26 +68,62 @@ def _check_data(config: Mapping[str, Any]) -> Sizes:
 def _check_options(config: Mapping[str, Any], sizes: Sizes) -> None:
     if (name := config["method"]["name"]) in config["plus"]:
         raise UserError(f"plus=[{name}] is not possible: it is the method already")
-    _check_recipe(config["recipe"], "recipe")
+    recipes.check(config["recipe"], "recipe")
     loggers.check(config["logger"])
+    check_network(config["student"], "student")
+    if needs_teacher(config):
+        check_network(config["teacher"], "teacher")
+        _init(config, "teacher")
     if _has_teacher_file(config):
-        weights.check_classes(Path(config["teacher"]["checkpoint"]), "teacher.checkpoint", sizes.num_classes)
+        _check_teacher_file(config, sizes)
     elif needs_teacher(config):
-        _check_recipe(config["teacher"]["recipe"], "teacher.recipe")
+        recipes.check(config["teacher"]["recipe"], "teacher.recipe")
 
 
-def _check_recipe(recipe: Mapping[str, Any], key: str) -> None:
-    drops, warmup, epochs = recipe["drops"], recipe["warmup_epochs"], recipe["epochs"]
-    if not all(isinstance(drop, int | float) and 0 < drop < 1 for drop in drops):
-        raise UserError(f"{key}.drops={drops} is not allowed: fractions of the training, each in (0, 1)")
-    if recipe["stop_after"] is not None and recipe["stop_after"] > epochs:
-        raise UserError(f"{key}.stop_after={recipe['stop_after']} is not allowed: {key}.epochs={epochs} is less")
-    if warmup >= epochs:
-        raise UserError(f"{key}.warmup_epochs={warmup} is not allowed: it must be < {key}.epochs={epochs}")
+def _check_teacher_file(config: Mapping[str, Any], sizes: Sizes) -> None:
+    teacher = config["teacher"]
+    if teacher["init"] not in (None, config["student"]["init"]):  # teacher=self has the student's
+        raise UserError(f"teacher.init={teacher['init']} is not allowed: teacher.checkpoint has all weights already")
+    weights.check_classes(Path(teacher["checkpoint"]), "teacher.checkpoint", sizes.num_classes)
+    for key in ("mean", "std"):
+        values = teacher[key]
+        if values is None:
+            if not config["dataset"]["normalize"]:
+                raise UserError(
+                    f"teacher.{key}=null is not possible with dataset.normalize=false and "
+                    f"teacher.checkpoint={teacher['checkpoint']}: give teacher.mean and teacher.std, with which it was "
+                    "trained; [0.0] and [1.0] if it was trained on images in [0, 1]"
+                )
+            continue
+        if len(values) not in (1, sizes.in_chans):
+            raise UserError(f"teacher.{key}={values}: must have 1 or dataset.channels={sizes.in_chans} values")
+        if not all(isinstance(value, int | float) and (key == "mean" or value > 0) for value in values):
+            raise UserError(f"teacher.{key}={values} is not allowed: must be numbers{' > 0' if key == 'std' else ''}")
 
 
 def _has_teacher_file(config: Mapping[str, Any]) -> bool:
     return needs_teacher(config) and bool(config["teacher"]["checkpoint"])
+
+
+def _code(config: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the source of the method, of the losses added to it, and of networks from outside."""
+    added = {f"plus.{name}": options["_target_"] for name, options in sorted(config["plus"].items())}
+    targets = {"method": config["method"]["_target_"], **added}
+    for group in ("student", "teacher") if _has_teacher_file(config) else ("student",):
+        if config[group]["source"] == "custom":
+            targets[group] = config[group]["name"]
+    return {part: source_hash(target) for part, target in targets.items()}
+
+
+def _init(config: Mapping[str, Any], group: str) -> str | None:
+    """Fingerprint of the weights that a network starts from; None for random ones."""
+    path = config[group]["init"]
+    if path is None:
+        return None
+    try:
+        return digest(Path(path))[:16]
+    except OSError as error:
+        raise UserError(f"{group}.init={path} cannot be read: {error.strerror}") from error
 
 
 def _dependencies(config: Mapping[str, Any], sizes: Sizes) -> dict[str, RunSpec]:

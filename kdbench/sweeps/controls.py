@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kdbench.config.groups import header
+from kdbench.config.networks import network_options
 from kdbench.config.overrides import from_overrides
 from kdbench.errors import UserError
 from kdbench.records.identity import needs_teacher
@@ -67,7 +68,7 @@ def controls_of(cfg: Mapping[str, Any]) -> dict[str, list[str]]:
             "answers shuffled in the batch": ["teacher.shuffle=batch"],
             "answers shuffled in the class": ["teacher.shuffle=class"],
         }
-        if not cfg["teacher"]["checkpoint"] and cfg["teacher"]["name"] != cfg["student"]["name"]:
+        if not cfg["teacher"]["checkpoint"] and network_options(cfg["teacher"]) != network_options(cfg["student"]):
             controls["teacher of the student's kind"] = ["teacher=self"]
     for line in header(f"method/{name}")["control"]:
         what, _, overrides = line.partition(": ")

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdbench.records.identity import method_word, needs_teacher
+from kdbench.config.networks import network_options
+from kdbench.records.identity import dataset_word, method_word, needs_teacher
 from kdbench.records.record import Record
 from kdbench.sweeps.grid import Task
 
@@ -67,7 +68,7 @@ class Estimates:
     def _read(self, task: Task) -> dict[str, list[Finished]]:
         """The finished runs whose names could be of the task's kind, by kind."""
         cfg = task.spec.config
-        parts = [method_word(cfg), "*" + glob.escape(cfg["student"]["name"]), glob.escape(cfg["dataset"]["name"]), "*"]
+        parts = [method_word(cfg), "*" + glob.escape(cfg["student"]["name"]), glob.escape(dataset_word(cfg)), "*"]
         pattern = task.spec.directory.with_name("-".join(parts))
         if pattern not in self._finished:
             by_kind = self._finished[pattern] = {}
@@ -93,7 +94,7 @@ def kind_of(cfg: Mapping[str, Any]) -> str:
     parts = {
         "methods": [cfg["method"], *cfg["plus"].values()],
         "student": cfg["student"],
-        "teacher": [cfg["teacher"]["source"], cfg["teacher"]["name"]] if needs_teacher(cfg) else None,
+        "teacher": network_options(cfg["teacher"]) if needs_teacher(cfg) else None,
         "dataset": {key: value for key, value in cfg["dataset"].items() if key not in ("root", "tree", "download")},
         "imbalance": cfg["imbalance"],
         "batch_size": cfg["recipe"]["batch_size"],

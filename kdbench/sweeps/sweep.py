@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydra.conf import HydraConf
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -190,11 +189,3 @@ def _check_direction(hydra: HydraConf) -> None:
             "hydra.sweeper.direction=minimize is not allowed: the objective is the validation accuracy; "
             "set hydra.sweeper.direction=maximize"
         )
-
-
-def register() -> None:
-    """Make the sweeper known to Hydra, which does not find it by itself in an editable installation."""
-    plugins = Plugins.instance()  # looks for plug-ins, and would re-execute a module that is already imported
-    from hydra_plugins.kdbench import GridSweeper
-
-    plugins.register(GridSweeper)

@@ -1,13 +1,17 @@
 """Putting a run together: data, networks and method, each initialised from a random stream of its own."""
 
+from pathlib import Path
+
 import torch
 
+from kdbench.config.networks import network_options
 from kdbench.data.module import DataModule
 from kdbench.data.streams import derive
 from kdbench.methods.create import create
 from kdbench.methods.machinery.module import DistillationModule
 from kdbench.models.build import build
 from kdbench.models.features import Network
+from kdbench.models.initial import start_from
 from kdbench.records.identity import needs_teacher
 from kdbench.specs.spec import RunSpec
 from kdbench.training.teachers import network_from_file
@@ -35,7 +39,7 @@ def untrained_teacher(spec: RunSpec) -> Network | None:
     teacher = spec.config["teacher"]
     if teacher["checkpoint"]:
         return network_from_file(teacher, spec.sizes)
-    return build(teacher["name"], source=teacher["source"], **spec.sizes._asdict())
+    return build(**network_options(teacher), **spec.sizes._asdict())
 
 
 def assemble(spec: RunSpec, teacher: Network | None) -> DistillationModule:
@@ -50,7 +54,9 @@ def assemble(spec: RunSpec, teacher: Network | None) -> DistillationModule:
     """
     cfg = spec.config
     torch.manual_seed(derive(cfg["seed"], "student"))
-    student = build(cfg["student"]["name"], source=cfg["student"]["source"], **spec.sizes._asdict())
+    student = build(**network_options(cfg["student"]), **spec.sizes._asdict())
+    if cfg["student"]["init"]:
+        start_from(student, Path(cfg["student"]["init"]), "student.init")
     torch.manual_seed(derive(cfg["seed"], "method"))
     plus = {name: create(options) for name, options in cfg["plus"].items()}
     method = create(cfg["method"])

@@ -16,6 +16,7 @@ from kdbench.methods.machinery.module import DistillationModule
 from kdbench.records import checkpoints
 from kdbench.records.writer import RecordWriter
 from kdbench.training import signals
+from kdbench.training.averaging import Averaging
 from kdbench.training.progress import ProgressDisplay
 
 log = logging.getLogger("kdbench")
@@ -64,12 +65,19 @@ class Streams(EpochStart):
 
 
 class History(pl.Callback):
-    """One row an epoch: to `metrics.jsonl`, then to the mirror, the status and the screen."""
+    """One row an epoch: to `metrics.jsonl`, then to the mirror, the status and the screen. Comes after `Averaging`."""
 
     def __init__(
-        self, writer: RecordWriter, data: DataModule, mirror: Guarded, display: ProgressDisplay, test_every: int
+        self,
+        writer: RecordWriter,
+        data: DataModule,
+        mirror: Guarded,
+        display: ProgressDisplay,
+        test_every: int,
+        averaging: Averaging | None = None,
     ) -> None:
         self.writer, self.data, self.mirror, self.display, self.test_every = writer, data, mirror, display, test_every
+        self.averaging = averaging
         self.seconds = 0.0
         self.images = 0
         self.warned = False
@@ -116,12 +124,26 @@ class History(pl.Callback):
         if not self.warned and (warning := pl_module.warning(watched)):
             log.warning("%s, epoch %d: %s", self.writer.record.name, epoch + 1, warning)
             self.warned = True
-        row |= self._scores(trainer, pl_module, epoch)
+        row |= self._scores_of_weights(trainer, pl_module, epoch)
         row |= {"lr": self.lr, "seconds": seconds}
         self.writer.add_metrics(row)
         self.mirror.log({key: value for key, value in row.items() if key not in ("epoch", "stage")}, epoch)
         self.writer.status(epoch=epoch + 1, epochs=trainer.max_epochs)
         self.display.epoch(row)
+
+    def _scores_of_weights(self, trainer: pl.Trainer, method: DistillationModule, epoch: int) -> dict[str, float]:
+        """`_scores` of the weights that would be exported; an average that would not is scored as `ema`, too."""
+        if self.averaging is None:
+            return self._scores(trainer, method, epoch)
+        if self.averaging.exported:
+            with self.averaging.applied(method.student):
+                return self._scores(trainer, method, epoch)
+        scores = self._scores(trainer, method, epoch)
+        if self.data.val_size:
+            with self.averaging.applied(method.student):
+                averaged = score_student(trainer, method, self.validation)
+            scores |= {f"ema/{key}": value for key, value in averaged.items()}
+        return scores
 
     def _scores(self, trainer: pl.Trainer, method: DistillationModule, epoch: int) -> dict[str, float]:
         """Of the validation set, of wrongly labelled images, and of the test set in the epochs that are to see it."""

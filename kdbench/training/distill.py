@@ -65,6 +65,7 @@ def distill(spec: RunSpec, finished: Mapping[str, FinishedRun], writer: RecordWr
             "sizes": spec.sizes._asdict(),
             "weights_sha256": digest(writer.record.weights),
             "versions": versions(),
+            "facts": spec.identity.facts,
             "config": spec.config,
         }
         writer.finish(result)

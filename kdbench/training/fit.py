@@ -9,11 +9,12 @@ import torch
 
 from kdbench.data.module import DataModule
 from kdbench.evaluation.assessment import assess
-from kdbench.evaluation.passes import score
+from kdbench.evaluation.passes import score, score_student
 from kdbench.loggers import Guarded
 from kdbench.methods.machinery.module import DistillationModule
 from kdbench.records import checkpoints
 from kdbench.records.writer import RecordWriter
+from kdbench.training.averaging import Averaging
 from kdbench.training.callbacks import History, Saver, Stages, Streams
 from kdbench.training.progress import ProgressDisplay
 from kdbench.training.trainer import make_trainer
@@ -35,10 +36,12 @@ def fit(
         The measured part of the result: `test`, `fidelity`, `members`, `val`, `best_on_test`, `cost`.
     """
     options, epochs, record = config["trainer"], method.total_epochs, writer.record
-    history = History(writer, data, mirror, display, options["test_every"])
+    averaging = Averaging.of(config["recipe"])
+    history = History(writer, data, mirror, display, options["test_every"], averaging)
     saver = Saver(writer, options["checkpoint_seconds"])
-    callbacks = [Stages(), Streams(config["seed"], data), history, saver, display]
-    trainer = make_trainer(options, epochs, record.directory, callbacks)
+    averages = [averaging] if averaging else []
+    callbacks = [Stages(), Streams(config["seed"], data), *averages, history, saver, display]
+    trainer = make_trainer(options, epochs, record.directory, callbacks, config["recipe"]["accumulate"])
     start = checkpoints.newest(record.checkpoints)
     if start:
         log.info("continuing at epoch %d of %d", checkpoints.next_epoch(start) + 1, epochs)
@@ -56,6 +59,9 @@ def fit(
             raise
     method.to(device)
     scores = score(trainer, method, data.test_dataloader(), method.predictions)
+    if averaging and averaging.exported:  # the other classifiers and the ensemble are those that were trained together
+        averaging.apply(method.student)
+        scores["student"] = score_student(trainer, method, data.test_dataloader())
     assessed = assess(trainer, method.student, method.teacher, data)
     rows = record.epochs
     last = rows[-1] if rows else {}  # there is none where recipe.stop_after is 0

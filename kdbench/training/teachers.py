@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kdbench.config.networks import network_options
 from kdbench.data.module import DataModule
 from kdbench.data.sources import Sizes
 from kdbench.errors import UserError
@@ -13,7 +14,7 @@ from kdbench.methods.ce import CE
 from kdbench.models.build import build
 from kdbench.models.features import Network
 from kdbench.models.trained import trained_network
-from kdbench.records import weights
+from kdbench.records import teacher_files
 from kdbench.specs.spec import FinishedRun, RunSpec
 from kdbench.training.trainer import make_trainer
 
@@ -61,7 +62,7 @@ def teacher_of(spec: RunSpec, finished: Mapping[str, FinishedRun], data: DataMod
 
 
 def network_from_file(teacher: Mapping[str, Any], sizes: Sizes) -> Network:
-    """The network of `teacher.checkpoint`.
+    """The network of `teacher.checkpoint`; what was done to the file's names is logged.
 
     Args:
         teacher: the `teacher` group.
@@ -70,11 +71,18 @@ def network_from_file(teacher: Mapping[str, Any], sizes: Sizes) -> Network:
     Raises:
         UserError: the file cannot be read, or belongs to another network or other classes.
     """
-    known = sizes._replace(mean=tuple(teacher["mean"] or sizes.mean), std=tuple(teacher["std"] or sizes.std))
-    network = build(teacher["name"], source=teacher["source"], **known._asdict())
+    mean, std = (_by_channel(teacher[key], sizes.in_chans) for key in ("mean", "std"))
+    known = sizes._replace(mean=mean or sizes.mean, std=std or sizes.std)
+    network = build(**network_options(teacher), **known._asdict())
     path = Path(teacher["checkpoint"])
-    weights.load_into(network.net, weights.read(path, "teacher.checkpoint"), f"teacher.checkpoint={path}")
+    if notes := teacher_files.load_into(network.net, path, "teacher.checkpoint"):
+        log.info("teacher.checkpoint=%s: %s", path, ", ".join(notes))
     return network
+
+
+def _by_channel(values: list[float] | None, channels: int) -> tuple[float, ...]:
+    """One value per channel, of which a single one stands for all; nothing for None."""
+    return tuple(values or ()) * (channels if values and len(values) == 1 else 1)
 
 
 def _test_accuracy(network: Network, spec: RunSpec, data: DataModule) -> float:

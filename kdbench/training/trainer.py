@@ -11,7 +11,7 @@ from kdbench.records import checkpoints
 
 
 def make_trainer(
-    options: Mapping[str, Any], epochs: int, directory: Path | str, callbacks: list[pl.Callback]
+    options: Mapping[str, Any], epochs: int, directory: Path | str, callbacks: list[pl.Callback], accumulate: int = 1
 ) -> pl.Trainer:
     """A Trainer that only trains: without a logger, bar, checkpoint or validation of its own.
 
@@ -20,6 +20,7 @@ def make_trainer(
         epochs: passes over the training set.
         directory: where Lightning may write.
         callbacks: in the order in which they are called.
+        accumulate: batches per step of the optimiser.
     """
     silence_lightning()
     return pl.Trainer(
@@ -29,6 +30,7 @@ def make_trainer(
         max_epochs=epochs,
         limit_train_batches=options["max_batches"],
         limit_val_batches=0,
+        accumulate_grad_batches=accumulate,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -65,7 +65,7 @@ def test_a_shortened_recipe_keeps_its_drops_at_their_fractions(recipe):
         ("nav200", 200, [60, 120, 160], 0.2, 0.1, 128, 5e-4, 0),
         ("ldam200", 200, [160, 180], 0.01, 0.1, 128, 2e-4, 5),
         ("one300", 300, [150, 225], 0.1, 0.1, 128, 1e-4, 0),
-        ("bss80", 80, [40, 60], 0.1, 0.1, 256, 1e-4, 0),
+        ("bss80", 80, [39, 59], 0.1, 0.1, 256, 1e-4, 0),
         ("tfkd200", 200, [60, 120, 160], 0.2, 0.1, 128, 5e-4, 1),
         ("imagenet100", 100, [30, 60, 90], 0.1, 0.2, 512, 1e-4, 0),
     ],
@@ -97,8 +97,26 @@ def test_the_header_of_a_preset_says_how_to_run_it_and_its_smoke_form_composes(p
 
 def test_networks_are_options_of_both_groups():
     cfg = from_overrides(["student=wrn_16_2", "teacher=timm", "teacher.name=resnet18"])
-    assert cfg["student"] == {"source": "cifar", "name": "wrn_16_2"}
+    plain = {"kwargs": {}, "stages": None, "classifier": None, "init": None}
+    assert cfg["student"] == {"source": "cifar", "name": "wrn_16_2", **plain}
     assert (cfg["teacher"]["source"], cfg["teacher"]["name"]) == ("timm", "resnet18")
+
+
+@pytest.mark.parametrize("group", ["student", "teacher"])
+@pytest.mark.parametrize("network", ["timm", "custom", "resnet8"])
+def test_arguments_of_a_network_are_given_together_or_one_by_one(group, network):
+    chosen = [f"{group}={network}", *([] if network == "resnet8" else [f"{group}.name=a.b"])]
+    together = from_overrides([*chosen, group + ".kwargs={patch_size:4,depths:[1,2],mlp:{ratio:2.5}}"])
+    assert together[group]["kwargs"] == {"patch_size": 4, "depths": [1, 2], "mlp": {"ratio": 2.5}}
+    each = [f"{group}.kwargs.patch_size=4", f"{group}.kwargs.depths=[1,2]", f"{group}.kwargs.mlp.ratio=2.5"]
+    assert from_overrides([*chosen, *each]) == together
+    with pytest.raises(UserError, match=f"{group}.argument"):
+        from_overrides([*chosen, f"{group}.argument=4"])
+
+
+def test_a_teacher_of_the_students_kind_has_its_arguments():
+    cfg = from_overrides(["teacher=self", "student=timm", "student.name=x", "student.kwargs.patch_size=4"])
+    assert cfg["teacher"]["kwargs"] == cfg["student"]["kwargs"] == {"patch_size": 4}
 
 
 def test_plus_takes_its_weights_from_the_methods_own_file():
@@ -215,5 +233,6 @@ def test_the_command_exits_with_2_and_that_line_alone(override, tmp_path):
 
 
 def test_checking_needs_no_torch():
-    code = "import sys, kdbench.train; from kdbench.specs.resolve import spec_of; spec_of([]); sys.exit('torch' in sys.modules)"
+    code = "import sys, kdbench.train; from kdbench.specs.resolve import spec_of; spec_of([]); "
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -45,21 +45,21 @@ def test_every_method_fixes_what_it_declares(method):
 def test_a_key_without_a_rule_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text("# Mine\nname: mine  # fixed: its name\nweight: 1.0\n")
-    for module in ("groups", "rules"):
-        monkeypatch.setattr(f"kdbench.config.{module}.CONF", tmp_path)
+    monkeypatch.setattr("kdbench.config.groups.CONF", tmp_path)
     with pytest.raises(ValueError, match=r"conf/method/mine\.yaml: weight has no rule"):
         rules_of("method/mine")
 
 
 def test_a_header_has_labels_that_are_known(tmp_path, monkeypatch):
     monkeypatch.setattr("kdbench.config.groups.CONF", tmp_path)
-    text = "# @package _global_\n# What it is\n# paper: A title\n#   that goes on\n# control: x: a=1 b=2\n# Not a label.\nx: 1\n"
-    (tmp_path / "a.yaml").write_text(text)
+    lines = ["# @package _global_", "# What it is", "# paper: A title", "#   that goes on", "# control: x: a=1 b=2",
+             "# Not a label.", "x: 1"]  # fmt: skip
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
     head = header("a")
     assert (head["what"], head["paper"], head["control"]) == ("What it is", "A title that goes on", ["x: a=1 b=2"])
     assert (head["year"], head["command"]) == ("", [])
     (tmp_path / "b.yaml").write_text("# What\n# papr: A title\n")
-    with pytest.raises(ValueError, match="unknown label 'papr'"):
+    with pytest.raises(UserError, match="unknown label 'papr'"):
         header("b")
 
 

@@ -20,6 +20,8 @@ LINES = [
     ["teacher=self", "student=resnet14", "seed=2"],
     ["teacher=timm", "teacher.name=resnet18"],
     ["student=timm", "student.name=resnet18", "teacher=resnet56"],
+    ["student=timm", "student.name=resnet18", "student.kwargs.drop_rate=0.1", "teacher=self"],
+    ["student=resnet14", "student.kwargs={width:8}"],
     ["plus=[at]", "method=kd"],
     ["method=at", "plus=[kd,sp]", "plus.kd.temperature=2"],
     ["noise=symmetric", "noise.rate=0.2", "imbalance=longtail"],

@@ -243,7 +243,7 @@ def test_the_data_root_is_the_key_then_the_environment_then_the_cache(tmp_path, 
             ["dataset.crop_padding=8", "< dataset.image_size=8"],
         ),
         ("digits", {"crop_padding": None, "loader": "resident"}, ["dataset.crop_padding=null", "streaming"]),
-        ("digits", {"source": "digit"}, ["dataset.source=digit", "cifar10, cifar100, digits"]),
+        ("digits", {"source": "digit"}, ["dataset.source=digit", "arrays, cifar10, cifar100, custom, digits"]),
     ],
 )
 def test_impossible_options_are_refused(name, changes, parts):

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from kdbench.config.networks import network_options
 from kdbench.config.overrides import from_overrides
 from kdbench.data.batch import Batch
 from kdbench.methods.create import create
@@ -50,7 +51,7 @@ def attached(config, student=None, teacher=None, sizes=SIZES):
 
 
 def network_of(options, sizes):
-    return build(options["name"], source=options["source"], **sizes)
+    return build(**network_options(options), **sizes)
 
 
 def bank_of(classes, rows=3):

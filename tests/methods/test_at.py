@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from kdbench.methods.at import at_loss, attention
+from kdbench.errors import UserError
+from kdbench.methods.at import AT, at_loss, attention
+from kdbench.models.features import Shapes
 from tests.helpers.numeric import numeric_gradient, random
 
 
@@ -120,3 +122,35 @@ def test_a_sample_whose_map_is_zero_is_finite(variant, power):
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_maps_of_one_pixel_would_always_give_zero(variant):
+    assert at_loss(random(28, 4, 3, 1, 1), random(29, 4, 5, 4, 4), 2, variant).item() == 0
+
+
+def prepared(stages, *maps):
+    """AT between a student and a teacher with such maps (C, H, W)."""
+    method = AT(1.0, 2, stages, "reference")
+    method.prepare(*(Shapes(list(shapes), 8, 10) for shapes in maps))
+    return method.pairs
+
+
+@pytest.mark.parametrize(
+    ("stages", "student", "teacher", "pair"),
+    [
+        (None, [(8, 4, 4), (8, 1, 1)], [(8, 4, 4), (8, 2, 2)], r"map 1 of the student \(1x1\) with 1 .* \(2x2\)"),
+        (None, [(8, 1, 1)], [(8, 4, 4)], r"map 0 of the student \(1x1\) with 0 of the teacher \(4x4\)"),
+        ([0, 1], [(8, 4, 4), (8, 2, 1)], [(8, 4, 4), (8, 1, 2)], r"map 1 of the student \(2x1\) with 1 .* \(1x2\)"),
+        ([0, [0, -1]], [(8, 4, 4)], [(8, 4, 4), (8, 1, 1)], r"map 0 of the student \(4x4\) with 1 .* \(1x1\)"),
+    ],
+)
+def test_maps_with_one_pixel_in_common_are_refused(stages, student, teacher, pair):
+    with pytest.raises(UserError, match=pair + r".*1x1 pixels its loss is always 0; at\.stages=") as caught:
+        prepared(stages, student, teacher)
+    assert "\n" not in str(caught.value)
+
+
+def test_maps_with_more_pixels_in_common_are_not_refused():
+    assert prepared([0], [(8, 4, 4), (8, 1, 1)], [(8, 4, 4), (8, 1, 1)]) == [(0, 0)]
+    assert prepared(None, [(8, 2, 1)], [(8, 4, 4)]) == [(0, 0)]

@@ -49,7 +49,7 @@ def test_names_of_the_hugging_face_hub_are_refused():
 
 def test_an_unknown_source():
     message = error_message("resnet20", source="torchvision")
-    assert message == "source=torchvision is not allowed: must be one of cifar, timm"
+    assert message == "source=torchvision is not allowed: must be one of cifar, timm, custom"
 
 
 def test_images_that_are_too_small():
@@ -68,3 +68,32 @@ def test_mean_and_std_for_another_number_of_channels():
 def test_the_image_size_is_passed_to_networks_that_require_it():
     network = build("vit_tiny_patch16_224", source="timm", **(IMAGES | {"image_size": 48}))
     assert network.shapes.stages[0] == (192, 3, 3)
+
+
+class TestArguments:
+    def test_of_a_timm_network(self):
+        kwargs = {"patch_size": 4, "depth": 2, "embed_dim": 24, "num_heads": 2}
+        network = build("vit_tiny_patch16_224", source="timm", kwargs=kwargs, **IMAGES)
+        assert network.shapes.stages == [(24, 8, 8)] * 2
+        assert build(**network.origin.options, **network.origin.sizes).shapes == network.shapes
+
+    def test_of_a_cifar_network(self):
+        assert build("resnet8", kwargs={"width": 8}, **IMAGES).shapes.stages[1] == (8, 32, 32)
+
+    @pytest.mark.parametrize(
+        ("name", "source"),
+        [("vit_tiny_patch16_224", "timm"), ("resnet18", "timm"), ("resnet8", "cifar"),
+         ("swin_tiny_patch4_window7_224", "timm")],  # timm's Swin accepts any argument
+    )  # fmt: skip
+    def test_an_unknown_one_is_refused(self, name, source):
+        kwargs = {"patch_sise": 4} | ({"depths": [1], "embed_dim": 12, "num_heads": [1]} if "swin" in name else {})
+        message = error_message(name, source, kwargs=kwargs)
+        assert message == f"{source} network {name} has no argument patch_sise"
+
+    def test_one_of_the_function_that_makes_the_network(self):
+        network = build("mobilenetv3_small_050", source="timm", kwargs={"group_size": 8}, **IMAGES)
+        assert network.net.blocks[1][0].conv_dw.groups > 1
+
+    def test_an_impossible_value_is_refused(self):
+        message = error_message("vit_tiny_patch16_224", "timm", kwargs={"patch_size": 64, "depth": 1})
+        assert "kwargs={'patch_size': 64, 'depth': 1}" in message

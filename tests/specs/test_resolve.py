@@ -57,6 +57,29 @@ def test_a_teacher_is_a_dependency_with_an_identity_of_its_own():
     assert not teacher.dependencies
 
 
+def test_the_arguments_of_a_teacher_are_those_of_its_run():
+    spec = spec_of([*TINY, "teacher.kwargs={width:8}"])
+    teacher = spec.dependencies["teacher"]
+    assert teacher.config["student"]["kwargs"] == {"width": 8}
+    assert teacher.id == spec_of([*TINY, "method=ce", "student=resnet14", "student.kwargs.width=8"]).id
+    assert len({spec.id, spec_of(TINY).id, spec_of([*TINY, "student.kwargs.width=8"]).id}) == 3
+
+
+def test_weights_to_start_from_count_by_their_content(tmp_path):
+    files = [tmp_path / name for name in ("first", "same", "other")]
+    for file, content in zip(files, ("a", "a", "b"), strict=True):
+        file.write_text(content)
+    specs = [spec_of([*TINY, f"student.init={file}"]) for file in files]
+    assert specs[0].id == specs[1].id
+    assert len({spec.id for spec in specs} | {spec_of(TINY).id}) == 3
+    assert str(tmp_path) not in str(specs[0].identity.facts)
+    teachers = [spec_of([*TINY, f"teacher.init={file}"]).dependencies["teacher"] for file in files]
+    assert teachers[0].id == spec_of([*TINY, "method=ce", "student=resnet14", f"student.init={files[1]}"]).id
+    assert teachers[0].id != teachers[2].id
+    with pytest.raises(UserError, match=r"teacher\.init=.* is not allowed: teacher\.checkpoint"):
+        spec_of([*TINY, f"teacher.init={files[0]}", f"teacher.checkpoint={files[1]}"])
+
+
 def test_what_a_method_declares_is_a_dependency_beside_the_teacher():
     spec = spec_of([*TINY, "method=lwkd", "plus=[kd]", *LIGHT])
     assert list(spec.dependencies) == ["teacher", "lightweight_teacher"]
@@ -95,6 +118,20 @@ def test_sizes_are_those_of_the_data():
         (["recipe.warmup_epochs=3"], ["recipe.warmup_epochs=3", "< recipe.epochs=3"]),
         (["teacher.recipe.warmup_epochs=3"], ["teacher.recipe.warmup_epochs=3"]),
         (["plus=[kd]"], ["plus=[kd]", "the method already"]),
+        (["student.kwargs={num_classes:3}"], ["student.kwargs.num_classes=3", "follows from the data"]),
+        (["teacher.kwargs={in_chans:3}"], ["teacher.kwargs.in_chans=3", "follows from the data"]),
+        (["student.kwargs={pretrained:true}"], ["student.kwargs.pretrained=True"]),
+        (["student.kwargs={width:null}"], ["student.kwargs.width=None", "ignores"]),
+        (["student.init=absent.pt"], ["student.init=absent.pt cannot be read"]),
+        (["teacher.init=absent.pt"], ["teacher.init=absent.pt cannot be read"]),
+        (["student.classifier=fc"], ["student.classifier=fc", "student.source=custom"]),
+        (["teacher.stages=[layer1]"], ["teacher.stages=['layer1']", "teacher.source=custom"]),
+        (["student=custom", "student.name=resnet"], ["student.name=resnet", "package.module.function"]),
+        (["student=custom", "student.name=a.b", "student.stages=[c]"], ["student.stages", "student.classifier"]),
+        (
+            ["student=custom", "student.name=a.b", "student.classifier=d", "student.stages=[c,c]"],
+            ["student.stages=['c', 'c']", "each once"],
+        ),
         (["teacher.checkpoint=absent.safetensors"], ["teacher.checkpoint=absent.safetensors cannot be read"]),
         (["method=lwkd", "dataset.num_classes=1001", "dataset.num_train=1100"], ["method=lwkd", "2 to 1000", "1001"]),
     ],

@@ -1,12 +1,18 @@
 """Where a teacher comes from: trained by itself, found again, loaded from a file."""
 
+from argparse import Namespace
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from kdbench.errors import UserError
 from kdbench.files import read_lines
-from tests.helpers.tiny import same
+from kdbench.models.build import build
+from kdbench.specs.resolve import spec_of
+from kdbench.training.teachers import network_from_file
+from tests.helpers.tiny import TINY, same
 
 
 def test_a_teacher_with_random_weights(tiny):
@@ -70,7 +76,21 @@ def test_teacher_from_a_file_is_measured(whole, teacher_record, tiny, tmp_path, 
     assert result["teacher"]["test_accuracy"] == whole[1].finished["teacher"]["test_accuracy"]
     assert result["teacher"]["id"].startswith("file-")
     assert result["test"] == whole[1].finished["test"]  # the same teacher, so the same student
-    assert f"test accuracy {100 * result['teacher']['test_accuracy']:.2f} %" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"test accuracy {100 * result['teacher']['test_accuracy']:.2f} %" in output
+    mapped = f"teacher.checkpoint={path}: read model, prefix module. removed"
+    assert (mapped in output.replace("\n", " ")) == (name == "t.pth")
+
+
+def test_a_published_teacher_is_mapped_and_teaches_the_same(whole, teacher_record, tiny, tmp_path, capsys):
+    state = {key: value for key, value in load_file(teacher_record.weights).items() if "num_batches" not in key}
+    content = {"opt": Namespace(model="resnet14"), "model": state, "best_acc": np.float64(70)}
+    path = _saved(tmp_path / "resnet14_last.pth", content)
+    run = tiny(f"teacher.checkpoint={path}")
+    assert run.finished["test"] == whole[1].finished["test"]
+    assert f"teacher.checkpoint={path}: read model, num_batches_tracked added" in capsys.readouterr().out
+    again = tiny(f"teacher.checkpoint={path.rename(tmp_path / 'other_name.pth')}")
+    assert again.id == run.id  # by its content
 
 
 def test_teacher_input_is_normalised_as_it_was_trained(teacher_record, tiny, tmp_path):
@@ -79,6 +99,41 @@ def test_teacher_input_is_normalised_as_it_was_trained(teacher_record, tiny, tmp
     right = tiny(*words, "teacher.mean=[0.5]", "teacher.std=[0.33]").result
     assert right["teacher"]["test_accuracy"] == teacher_record.finished["test"]["accuracy"]
     assert (right["sizes"]["mean"], right["sizes"]["std"]) == ([0.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["dataset.normalize=false"], ["teacher.mean=null", "[0.0] and [1.0]"]),
+        (["dataset.normalize=false", "teacher.mean=[0.5]"], ["teacher.std=null", "teacher.mean and teacher.std"]),
+        (["teacher.mean=[0.5,0.5]"], ["teacher.mean=[0.5, 0.5]", "1 or dataset.channels=1"]),
+        (["teacher.mean=[]"], ["teacher.mean=[]", "1 or dataset.channels=1"]),
+        (["teacher.mean=[a]"], ["teacher.mean=['a']", "numbers"]),
+        (["teacher.std=[0.0]"], ["teacher.std=[0.0]", "> 0"]),
+    ],
+    ids=str,
+)
+def test_mean_and_std_of_a_teacher_file_are_checked_before_training(overrides, parts, teacher_record, words):
+    checkpoint = f"teacher.checkpoint={teacher_record.weights}"
+    with pytest.raises(UserError) as caught:
+        spec_of(words(checkpoint, *overrides))
+    assert all(part in str(caught.value) for part in parts)
+    assert "\n" not in str(caught.value)
+    without_teacher = [override for override in overrides if override.startswith("dataset")]
+    spec_of(words(checkpoint, "method=ce", *without_teacher))  # needs no teacher
+
+
+def test_one_mean_and_std_stand_for_all_channels(tmp_path):
+    net = build("resnet8", num_classes=4, in_chans=3, image_size=8, mean=[0.0] * 3, std=[1.0] * 3)
+    path = tmp_path / "t.safetensors"
+    save_file(net.export_state(), path)
+    overrides = ["dataset.channels=3", f"teacher.checkpoint={path}", "teacher=resnet8", "dataset.normalize=false"]
+    spec = spec_of([*TINY, *overrides, "teacher.mean=[0.0]", "teacher.std=[1.0]"])
+    assert not network_from_file(spec.config["teacher"], spec.sizes).normalises
+    spec = spec_of([*TINY, *overrides, "teacher.mean=[0.5]", "teacher.std=[0.1,0.2,0.4]"])
+    network = network_from_file(spec.config["teacher"], spec.sizes)
+    expected = torch.tensor([5.0, 2.5, 1.25])
+    torch.testing.assert_close(network.normalised(torch.ones(1, 3, 1, 1)).flatten(), expected)
 
 
 def test_a_teacher_that_is_too_bad_stops_the_run(tiny):

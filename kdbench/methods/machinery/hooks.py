@@ -64,13 +64,16 @@ class Hooks:
         """One more network for the same data.
 
         Args:
-            name: of the network; None for the same as the student's.
+            name: of the network; None or the student's own for another one like the student. A network of another
+                name is of the same source, without the student's further options.
             number: of the random stream that initialises it.
 
         Raises:
             UserError: there is no such network.
         """
-        origin = self.student.origin
+        options, sizes = self.student.origin
+        if name not in (None, options["name"]):
+            options = {"source": options["source"], "name": name}
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(derive(self.seed, "peer", number))
-            return build(name or origin.name, source=origin.source, **origin.sizes)
+            return build(**options, **sizes)

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from kdbench.data.batch import Batch
 from kdbench.errors import UserError
@@ -91,6 +92,11 @@ class DistillationModule(Hooks, pl.LightningModule):
                         f"plus=[{name}] is not possible: it begins with a stage of its own ({stages[0].name}); "
                         f"plus.{name}.training=joint adds its loss to the method's"
                     )
+            if recipe["accumulate"] > 1 and not self.automatic_optimization:
+                raise UserError(
+                    f"recipe.accumulate={recipe['accumulate']} is not possible with {type(self).__name__}, only 1: "
+                    f"it makes several updates on the same batch"
+                )
             self.stages = [*self.first_stages(recipe), Stage("training", recipe)]
             self.stage = self.stages[0]
         return self
@@ -144,6 +150,12 @@ class DistillationModule(Hooks, pl.LightningModule):
         optimizer, schedule = optim.build(self.stage.recipe, self.parameters(), multipliers)
         return [optimizer], [schedule]
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the norm of the gradient, over all parameters of an optimiser, if the recipe says so."""
+        if (largest := self.stage.recipe["grad_clip"]) is not None:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, largest)
+
     # ---------------------------------------------------------------- the step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
@@ -168,7 +180,7 @@ class DistillationModule(Hooks, pl.LightningModule):
                 teacher = shuffled(teacher.float(), batch.labels, self.shuffle)
             if self.stage.losses is not None:
                 return self.stage.losses(student, teacher, batch)
-            losses = {"ce": self.label_weight * F.cross_entropy(student.logits, batch.labels)}
+            losses = {"ce": self.label_weight * self.label_loss(student.logits, batch.labels)}
             if teacher is not None:
                 teacher = self.transform_teacher(teacher, batch)
             losses |= self.losses_of(student, teacher, batch)
@@ -177,6 +189,15 @@ class DistillationModule(Hooks, pl.LightningModule):
                 for key, loss in part.losses_of(student, transformed, batch).items():
                     losses[f"plus_{name}" if key == name else f"plus_{name}_{key}"] = loss
             return losses
+
+    def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy on the labels, smoothed as the recipe says; mean over the batch, a scalar.
+
+        Args:
+            logits: (B,K), float32.
+            labels: (B,).
+        """
+        return F.cross_entropy(logits, labels, label_smoothing=self.stage.recipe["label_smoothing"])
 
     def measure(self, losses: Mapping[str, Tensor]) -> None:
         """Add a step's losses and watched values to the means of the epoch."""

@@ -70,12 +70,13 @@ def _same_experiment(cfg: dict[str, Any], teacher: str) -> bool:
         (cfg["noise"]["name"], "none"),
         (cfg["imbalance"]["name"], "none"),
         (cfg["student"]["source"], "cifar"),
+        (cfg["student"].get("kwargs", {}), {}),
         (cfg["trainer"]["max_batches"], None),
         (cfg["recipe"], _recipe(cfg["student"]["name"])),
         (method_options(cfg["method"]), _defaults(cfg["method"]["name"])),
     ]
     if teacher:
-        pairs += [(options["source"], "cifar"), (options["shuffle"], "none")]
+        pairs += [(options["source"], "cifar"), (options.get("kwargs", {}), {}), (options["shuffle"], "none")]
         pairs += [] if options["checkpoint"] else [(options["recipe"], _recipe(teacher))]
     return all(ours == theirs for ours, theirs in pairs)
 

@@ -1,0 +1,1 @@
+"""Decoupled knowledge distillation as a plugin of kdbench."""
