@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdbench.console import show
-from kdbench.records.record import default_outputs
+from kdbench.records.record import all_records, default_outputs
 
 HELP = "check device, data, disk space, W&B and versions"
 PACKAGES = "torch torchvision pytorch-lightning hydra-core omegaconf timm wandb".split()
@@ -101,7 +101,7 @@ def _outputs() -> Iterator[Check]:
     root = default_outputs().absolute()
     nearest = next(place for place in (root, *root.parents) if place.exists())
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
-        runs = sum(1 for _ in root.glob("runs/*/status.json"))
+        runs = sum(bool(record.status) for record in all_records(root))
         yield Check("outputs", "ok", f"{root}: {runs} runs")
     else:
         yield Check("outputs", "fail", f"{root} cannot be written: set KDBENCH_OUTPUTS")

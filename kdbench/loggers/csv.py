@@ -5,15 +5,16 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from kdbench.files import read_lines, write_text
+from kdbench.files import write_text
 from kdbench.loggers.mirror import RunInfo
+from kdbench.records.record import Record
 
 
 class Csv:
     """`metrics.csv`, rewritten from `metrics.jsonl` every time, so that it is complete after a resume."""
 
     def __init__(self, options: Mapping[str, Any], run: RunInfo) -> None:
-        self._source, self._target = run.directory / "metrics.jsonl", run.directory / "metrics.csv"
+        self._record, self._target = Record(run.directory), run.directory / "metrics.csv"
 
     def log(self, metrics: dict[str, float], epoch: int) -> None:
         """Rewrite the file after an epoch."""
@@ -24,7 +25,7 @@ class Csv:
         self._rewrite()
 
     def _rewrite(self) -> None:
-        rows = list(read_lines(self._source))
+        rows = self._record.epochs
         columns = dict.fromkeys(["epoch", *(key for row in rows for key in row)])
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -22,7 +22,6 @@ class RunInfo:
         job_type: `teacher`, `distill` or `baseline`.
         tags: words to filter runs by.
         config: the resolved configuration as nested plain values.
-        resumed: whether the run continues an earlier attempt.
     """
 
     id: str
@@ -32,7 +31,6 @@ class RunInfo:
     job_type: str
     tags: list[str]
     config: dict[str, Any]
-    resumed: bool
 
 
 class Mirror(Protocol):

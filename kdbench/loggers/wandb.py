@@ -8,8 +8,8 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from kdbench.files import read_lines
 from kdbench.loggers.mirror import RunInfo, flat, one_line
+from kdbench.records.record import Record
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -81,7 +81,7 @@ class WandB:
             mode, reason, level = "offline", one_line(error), logging.WARNING
             self._stop_service()
             self._run = self._open(mode, options, run)
-        self._metrics = run.directory / "metrics.jsonl"
+        self._record = Record(run.directory)
         self._caught_up = False
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("*", step_metric="epoch")
@@ -131,7 +131,7 @@ class WandB:
         """Log the epochs of earlier attempts, once: W&B's own file of an attempt that was killed is empty."""
         if not self._caught_up:
             self._caught_up = True
-            for row in read_lines(self._metrics):
+            for row in self._record.epochs:
                 if row["epoch"] < before:
                     metrics = {key: value for key, value in row.items() if key != "stage"}
                     self._run.log(metrics, step=row["epoch"], commit=True)

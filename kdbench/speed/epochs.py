@@ -127,7 +127,7 @@ def measure(config: FrozenDict, rounds: int, steps: int) -> dict[str, Any]:
         writer = RecordWriter(Path(folder) / spec.directory.name)
         writer.record.checkpoints.mkdir(parents=True)
         clock, display = Clock(), ProgressDisplay("bench", "none")
-        about = loggers.RunInfo(spec.id, spec.name, writer.record.directory, "", "", [], {}, False)
+        about = loggers.RunInfo(spec.id, spec.name, writer.record.directory, "", "", [], {})
         history = History(writer, data, loggers.start(spec.config["logger"], about), display, test_every=0)
         saver = Saver(writer, spec.config["trainer"]["checkpoint_seconds"])
         streams = Streams(spec.config["seed"], data)

@@ -100,5 +100,4 @@ def _info(spec: RunSpec) -> loggers.RunInfo:
         job_type=spec.role,
         tags=[kind for kind in kinds if kind != "none"],
         config=dict(cfg),
-        resumed=any(record.checkpoints.glob("*.ckpt")),
     )

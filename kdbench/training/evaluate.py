@@ -39,7 +39,8 @@ def chosen_runs(names: list[str], outputs: Path) -> list[Record]:
     chosen = []
     for name in names:
         directory = Path(name)
-        record = Record(directory.absolute()) if (directory / "status.json").exists() else by_name.get(name)
+        here = Record(directory.absolute())
+        record = by_name.get(name) if here.state == "new" else here
         if record is None:
             raise UserError(f"{name} is no run: give its directory, or its id below {outputs / 'runs'}")
         if record.result is None:

@@ -93,9 +93,10 @@ def test_embedded_data(monkeypatch):
 
 
 def test_outputs_are_counted(tmp_path):
-    for name in ("a", "b"):
+    for name in ("ce-a", "kd-b"):
         (tmp_path / "outputs" / "runs" / name).mkdir(parents=True)
-        (tmp_path / "outputs" / "runs" / name / "status.json").touch()
+        (tmp_path / "outputs" / "runs" / name / "status.json").write_text('{"state": "failed"}')
+    (tmp_path / "outputs" / "runs" / "kd-new").mkdir()
     assert look("outputs") == ("outputs", "ok", f"{tmp_path / 'outputs'}: 2 runs")
 
 

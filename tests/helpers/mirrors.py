@@ -21,7 +21,7 @@ def info(directory: Path, id: str = "0123456789ab", **changes: Any) -> loggers.R
     directory.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {
         "id": id, "name": f"kd-{id}", "directory": directory, "group": "kd-digits", "job_type": "distill",
-        "tags": ["kd", "digits", "t" * 80], "resumed": False,
+        "tags": ["kd", "digits", "t" * 80],
         "config": {"method": {"name": "kd", "temperature": 4.0}, "plus": {}, "seed": 0, "a.b": {"c.d": 1}},
     }  # fmt: skip
     return loggers.RunInfo(**(values | changes))
