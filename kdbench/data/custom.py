@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +11,7 @@ import numpy as np
 
 from kdbench.config.rules import nearest
 from kdbench.data.arrays import NAMES, Arrays
-from kdbench.errors import UserError
+from kdbench.errors import UserError, one_line_of
 
 
 def read(reader: str, root: str | None, options: Mapping[str, Any]) -> Arrays:
@@ -41,7 +40,7 @@ def read(reader: str, root: str | None, options: Mapping[str, Any]) -> Arrays:
     try:
         arrays = function(place, **options)
     except Exception as error:
-        raise UserError(f"dataset.reader={reader}: failed with {_described(error, _file(function))}") from error
+        raise UserError(f"dataset.reader={reader}: failed with {one_line_of(error)}") from error
     if not isinstance(arrays, tuple | list) or len(arrays) != len(NAMES):
         count = f" of {len(arrays)}" if isinstance(arrays, tuple | list) else ""
         raise UserError(
@@ -74,28 +73,6 @@ def _module(reader: str, name: str) -> ModuleType:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             hint = "put its folder on PYTHONPATH or install it"
             raise UserError(f"dataset.reader={reader}: there is no module {error.name}; {hint}") from error
-        raise UserError(f"dataset.reader={reader}: cannot be imported: {_described(error, None)}") from error
+        raise UserError(f"dataset.reader={reader}: cannot be imported: {one_line_of(error)}") from error
     except Exception as error:
-        raise UserError(f"dataset.reader={reader}: cannot be imported: {_described(error, None)}") from error
-
-
-def _file(function: Callable[..., Any]) -> str | None:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code.co_filename if code else None
-
-
-def _described(error: Exception, file: str | None) -> str:
-    """Kind, message and place of an error in one line.
-
-    Args:
-        error: what was raised.
-        file: the file whose innermost line to name; None for the innermost of all.
-    """
-    message = (str(error).strip().splitlines() or [""])[0]
-    if isinstance(error, SyntaxError) and error.filename:
-        place, message = f"{error.filename}:{error.lineno}", error.msg
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        frame = [one for one in frames if one.filename == file][-1:] or frames[-1:]
-        place = f"{frame[0].filename}:{frame[0].lineno}"
-    return f"{type(error).__name__}: {message} ({place})"
+        raise UserError(f"dataset.reader={reader}: cannot be imported: {one_line_of(error)}") from error

@@ -1,17 +1,15 @@
 """From the options of a method to the method."""
 
 import inspect
-import traceback
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_class
 
 import kdbench
 from kdbench.config.groups import file_of, method_options
-from kdbench.errors import UserError
+from kdbench.errors import UserError, one_line_of
 from kdbench.methods.machinery.module import DistillationModule
 
 
@@ -31,7 +29,7 @@ def create(options: Mapping[str, Any]) -> DistillationModule:
         module, _, name = target.rpartition(".")
         method = getattr(import_module(module), name)
     except Exception as error:  # whatever a module from outside raises while it is imported
-        raise UserError(f"method={options['name']}: {_place(error)}{_cause(error)}") from error
+        raise UserError(f"method={options['name']}: {one_line_of(error)}") from error
     if not (isinstance(method, type) and issubclass(method, DistillationModule)):
         raise UserError(f"method={options['name']}: {target} does not derive from Method or MethodWithoutTeacher")
     try:
@@ -40,20 +38,3 @@ def create(options: Mapping[str, Any]) -> DistillationModule:
         file = file_of(f"method/{options['name']}")
         raise UserError(f"{file} does not give what {target} takes: {error}") from error
     return method(**arguments)
-
-
-def _cause(error: BaseException) -> str:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _place(error: BaseException) -> str:
-    """File and line of the last frame outside of installed packages, or nothing."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<") and not {"site-packages", "importlib"} & set(Path(frame.filename).parts)
-    ]  # fmt: skip
-    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""

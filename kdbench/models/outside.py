@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, one_line_of
 from kdbench.records.source import module_of
 
 
@@ -47,8 +47,7 @@ def _function(path: str) -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:  # whatever the code of the module raises
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise UserError(f"custom network {path} cannot be imported: {reason}") from error
+        raise UserError(f"custom network {path} cannot be imported: {one_line_of(error)}") from error
     for name in path.removeprefix(f"{module}.").split("."):
         found = getattr(found, name, None)
     if not callable(found):

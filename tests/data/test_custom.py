@@ -121,7 +121,7 @@ def test_a_function_that_is_missing_is_named(tmp_path, write, reader, message):
         ("def read(root):\n    return {}['a']\n", "failed with KeyError: 'a' ({path}:2)"),
         ("import os\ndef read(root):\n\n    os.listdir('/absent')", "No such file or directory: '/absent' ({path}:4)"),
         ("import json\ndef read(root):\n    json.loads('{')\n", "({path}:3)"),  # not the line in the library
-        ("def read(root):\n    raise ValueError('two\\nlines')\n", "failed with ValueError: two ({path}:2)"),
+        ("def read(root):\n    raise ValueError('two\\nlines')\n", "failed with ValueError: two lines ({path}:2)"),
         ("def read(root):\n    pass\n", "returned a NoneType; must return (x_train, y_train, x_test, y_test)"),
         ("def read(root):\n    return 1, 2\n", "returned a tuple of 2; must return (x_train"),
         ("def read(root):\n    return [[0]] * 4\n", "returned a list as x_train; must be a NumPy array"),
