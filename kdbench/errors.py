@@ -24,7 +24,8 @@ class RunFailed(RuntimeError):
 def one_line_of(error: BaseException) -> str:
     """Kind, message and place of an error from code outside of kdbench, in one line.
 
-    The place is the line of the innermost frame that is not in Python itself or in an installed package; the error is the first cause.
+    The error is its first cause, and the place the line of the innermost frame outside of Python, of installed packages
+    and of kdbench.
     """
     while cause := error.__cause__ or error.__context__:
         error = cause
@@ -38,5 +39,5 @@ def one_line_of(error: BaseException) -> str:
 
 def _is_of_the_user(file: str) -> bool:
     paths = sysconfig.get_paths()
-    folders = [Path(__file__).parent, *(paths[kind] for kind in ("stdlib", "purelib", "platlib"))]
+    folders = [str(Path(__file__).parent), *(paths[kind] for kind in ("stdlib", "purelib", "platlib"))]
     return not file.startswith("<") and not any(Path(file).is_relative_to(folder) for folder in folders)
