@@ -19,11 +19,13 @@ def main(argv: list[str] | None = None) -> int:
     for verb in _VERBS:
         one = verbs.add_parser(verb.__name__.rpartition(".")[2], help=verb.HELP)
         verb.add_arguments(one)
-        one.add_argument("--config-dir", help="a folder with a conf/ tree of your own options, as for kdbench-train")
+        if getattr(verb, "TAKES_PLUGINS", False):
+            one.add_argument("--config-dir", help="a folder with options of your own, as for kdbench-train")
         one.set_defaults(run=verb.run)
     args = parser.parse_args(argv)
     try:
-        plugins.add_from(["--config-dir", args.config_dir] if args.config_dir else getattr(args, "overrides", []))
+        folder = getattr(args, "config_dir", None)
+        plugins.add_from([*(["--config-dir", folder] if folder else []), *getattr(args, "overrides", [])])
         code: int = args.run(args)
     except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ from kdbench.console import console, show
 from kdbench.files import write_json
 
 HELP = "compare the real training epoch with a bare loop, or the steps of methods"
+TAKES_PLUGINS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from kdbench.files import write_json
 from kdbench.sweeps.controls import run_controls
 
 HELP = "run a method and what it must beat, and say whether it does"
+TAKES_PLUGINS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from kdbench.config.networks import NETWORKS
 from kdbench.console import show
 
 HELP = "list the options of a group"
+TAKES_PLUGINS = True
 PLURALS = {
     "methods": "method", "teachers": "teacher", "students": "student", "datasets": "dataset", "recipes": "recipe",
     "experiments": "experiment", "noises": "noise", "imbalances": "imbalance", "loggers": "logger",

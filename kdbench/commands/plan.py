@@ -11,6 +11,7 @@ from kdbench.sweeps.grid import Grid
 from kdbench.sweeps.plan import rows_of, show_plan, summary
 
 HELP = "list the jobs of a sweep: done, to do, failed; time, disk, teachers"
+TAKES_PLUGINS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
