@@ -16,7 +16,7 @@ train(loggers.start(OPTIONS, info(outputs / "a", "aaaa")))
 train(loggers.start(OPTIONS, info(outputs / "b", "bbbb", job_type="teacher")), exit_code=1)
 """
 RESUME = """
-train(loggers.start(OPTIONS, info(outputs / "a", "aaaa", resumed=True)), range(1, 3))
+train(loggers.start(OPTIONS, info(outputs / "a", "aaaa")), range(1, 3))
 """
 
 

@@ -92,7 +92,7 @@ def attempt(epochs, **changes):
     mirror.finish({}, 0)
 attempt(range(2))
 time.sleep(1.1)  # the name of wandb's folder has a resolution of one second
-attempt(range(2, 4), resumed=True)
+attempt(range(2, 4))
 """
     (tmp_path / "other").mkdir()
     done = script(attempts, tmp_path / "other", WANDB_MODE="offline")
