@@ -146,15 +146,6 @@ def _add(labels: dict[str, Any], label: str, text: str) -> None:
         labels[label] = f"{labels[label]} {text}".strip()
 
 
-def needs(method: str) -> list[str]:
-    """What the runner must provide for a method.
-
-    `teacher`: a trained teacher; `self`: one of the student's own kind.
-    """
-    declared: list[str] = content(f"method/{method}")["needs"]
-    return declared
-
-
 def method_options(method: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a `method` group: the arguments of its class, without what the file declares about it."""
     return {key: value for key, value in method.items() if key not in METHOD_DECLARATIONS}

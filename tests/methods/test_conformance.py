@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import get_class
 
-from kdbench.config.groups import addable_methods, content, needs, options
+from kdbench.config.groups import addable_methods, content, options
 from kdbench.data.batch import Batch
 from kdbench.errors import UserError
 from kdbench.evaluation.passes import score, score_student
@@ -30,7 +30,7 @@ from tests.helpers.methods import (
 )
 
 METHODS = options("method")
-WITH_TEACHER = [name for name in METHODS if "teacher" in needs(name)]
+WITH_TEACHER = [name for name in METHODS if "teacher" in content(f"method/{name}")["needs"]]
 LABELS = torch.tensor([0, 1, 2, 3, 0, 0])
 
 
