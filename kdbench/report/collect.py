@@ -79,13 +79,16 @@ def _other_facts(cfg: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     run could see, such as the content of its files, is unknown.
     """
     facts = {**(result.get("facts") or facts_of(cfg))}
-    del facts["dependencies"]
+    of_the_teacher = ("dependencies", "shuffle")
+    facts = {key: value for key, value in facts.items() if key not in of_the_teacher}
+    facts["code"] = {key: value for key, value in facts["code"].items() if key != "teacher"}
     return {**facts, "noise.path": cfg["noise"].get("path")}
 
 
 def _teacher_facts(cfg: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     teacher = cfg["teacher"]
     keys = ["teacher", "teacher.condition", "teacher.source", "teacher.shuffle", "teacher.seed", "teacher.id"]
+    keys += ["teacher.code"]
     keys += [f"teacher.recipe.{key}" for key in teacher["recipe"]]
     if not needs_teacher(cfg):
         return dict.fromkeys(keys, ANY)
@@ -94,6 +97,7 @@ def _teacher_facts(cfg: dict[str, Any], result: dict[str, Any]) -> dict[str, Any
             "teacher": f"{teacher['name']} ({result['teacher']['id']})",
             "teacher.condition": "file",
             "teacher.shuffle": teacher["shuffle"],
+            "teacher.code": (result.get("facts") or {}).get("code", {}).get("teacher"),
         }
     facts = {
         "teacher": teacher["name"],
@@ -102,6 +106,7 @@ def _teacher_facts(cfg: dict[str, Any], result: dict[str, Any]) -> dict[str, Any
         "teacher.shuffle": teacher["shuffle"],
         "teacher.seed": teacher["seed"],
         "teacher.id": result["teacher"]["id"],
+        "teacher.code": None,
         **{f"teacher.recipe.{key}": _hashable(value) for key, value in teacher["recipe"].items()},
     }
     if cfg["noise"]["name"] == "none" and cfg["imbalance"]["name"] == "none":
