@@ -18,6 +18,7 @@ from typing import Any
 from kdbench.config.rules import nearest
 from kdbench.errors import UserError
 
+_INSTALLED = {"site-packages", "dist-packages"}
 # What all methods share is part of kdbench, not of a method.
 _SHARED = ("kdbench.methods.machinery", "kdbench.methods.method", "kdbench.methods.create")
 
@@ -98,17 +99,25 @@ def _check_imports(module: str) -> None:
 
 
 def _exists(module: str) -> bool:
+    """Whether a module can be there; an installed package may make modules of its own while it is imported."""
+    return _is_installed(module) or _spec(module) is not None
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module belongs to Python or to an installed package other than kdbench."""
     top = module.partition(".")[0]
-    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
+    if top in sys.stdlib_module_names:
         return True
-    return _spec(module) is not None
+    spec = None if top == "kdbench" else _spec(top)
+    places = [spec.origin or "", *(spec.submodule_search_locations or [])] if spec else []
+    return any(_INSTALLED & set(Path(place).parts) for place in places)
 
 
 def _may_define(module: str, name: str) -> bool:
-    """Whether a module may have a name. Only the modules of kdbench and those without compiled code are read."""
+    """Whether a module may have a name: one that is installed may; kdbench's and the user's own are read."""
     file = _file(module)
-    if file is None or "site-packages" in file.parts or "dist-packages" in file.parts:
-        return module.partition(".")[0] in sys.stdlib_module_names or _spec(module) is not None
+    if file is None or _is_installed(module):
+        return _exists(module)
     names = _names(_parsed(file, file.stat().st_mtime_ns))
     return bool({name, "*", "__getattr__"} & names) or name == "*"
 
@@ -140,7 +149,7 @@ def _beside(other: str, module: str) -> bool:
         return False
     files = _file(module), _file(other.partition(".")[0])
     folders = [file.parent for file in files if file]
-    return len(folders) == 2 and folders[0] == folders[1] and folders[0].name not in ("site-packages", "dist-packages")
+    return len(folders) == 2 and folders[0] == folders[1] and folders[0].name not in _INSTALLED
 
 
 def _imports(tree: ast.Module, module: str, is_package: bool) -> list[str]:

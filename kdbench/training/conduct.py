@@ -27,19 +27,20 @@ def conduct(spec: RunSpec) -> Record:
     """
     show_messages()
     check_device(spec.config["trainer"])
-    only_teachers = spec.config["stage"] == "teachers"
-    done = spec.record.result and not spec.config["force"]
-    if only_teachers or not done:
-        if not only_teachers:
-            _rehearse(spec)
-        finished = {name: FinishedRun(needed, conduct(needed)) for name, needed in spec.dependencies.items()}
-        if only_teachers:
-            return spec.record
-        _train(spec, finished)
-    else:
+    if spec.config["stage"] == "teachers":
+        _finish_dependencies(spec)
+        return spec.record
+    if spec.record.result and not spec.config["force"]:
         _say_done(spec)
+    else:
+        _rehearse(spec)
+        _train(spec, _finish_dependencies(spec))
     log.info("record: %s", spec.directory)
     return spec.record
+
+
+def _finish_dependencies(spec: RunSpec) -> dict[str, FinishedRun]:
+    return {name: FinishedRun(needed, conduct(needed)) for name, needed in spec.dependencies.items()}
 
 
 def _say_done(spec: RunSpec) -> None:

@@ -116,3 +116,14 @@ def test_what_cannot_be_found_or_read_is_refused_in_a_line(package, target, text
     assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_an_installed_package_may_make_modules_while_it_is_imported(package):
+    package("method", "import six.moves.urllib\nfrom torch.nn import functional, anything\n" + SOURCE)
+    assert mine()
+
+
+def test_kdbench_itself_is_read_wherever_it_is_installed(package):
+    package("method", SOURCE.replace("import Method", "import Methodd"))
+    with pytest.raises(UserError, match=r"method\.py:2: there is no name Methodd in kdbench\.methods\.method"):
+        mine()
