@@ -11,12 +11,11 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 
 from kdbench.config import plugins
 from kdbench.config.frozen import FrozenDict
-from kdbench.config.groups import GROUPS, METHOD_DECLARATIONS, content, file_of, is_outside, options
-from kdbench.config.rules import Rule, leaves, nearest, rules_of, rules_of_choices
+from kdbench.config.groups import GROUPS, content, file_of, options
+from kdbench.config.plugin_options import WITHOUT_NODE, check_complete, is_argument, rules_of_plugin
+from kdbench.config.rules import Rule, leaves, nearest, rules_of_choices
 from kdbench.errors import UserError
 
-# Groups whose options write into other groups only.
-_WITHOUT_NODE = ("experiment", "debug")
 _ANYTHING = Rule("any", (object,), (), -math.inf, math.inf, False, False, True)
 
 
@@ -36,8 +35,8 @@ def check(cfg: DictConfig, choices: Mapping[str, Any]) -> FrozenDict:
     chosen = _chosen(choices)
     rules = {**rules_of_choices(chosen)}
     for option in chosen:
-        _check_complete(option)
-        rules |= _rules_of_plugin(option, rules)
+        check_complete(option)
+        rules |= rules_of_plugin(option, rules)
     try:
         plain = _resolved(cfg)
     except (MissingMandatoryValue, InterpolationToMissingValueError):
@@ -48,7 +47,7 @@ def check(cfg: DictConfig, choices: Mapping[str, Any]) -> FrozenDict:
     for key, value in leaves(plain):
         rule = rules.get(key) or _rule_of_parent(key, rules)
         if rule is None:
-            if not _is_argument(key, plain):
+            if not is_argument(key, plain):
                 raise UserError(f"unknown key {key}={value}" + nearest(key, rules))
             continue
         if rule.fixed:
@@ -76,60 +75,9 @@ def _chosen(choices: Mapping[str, Any]) -> tuple[str, ...]:
         if group == "plus" or not isinstance(option, str):
             continue
         chosen.append(f"{group}/{option}")
-        if group not in ("student", "teacher", *_WITHOUT_NODE) and file_of(chosen[-1]) is None:
+        if group not in ("student", "teacher", *WITHOUT_NODE) and file_of(chosen[-1]) is None:
             raise UserError(f"{group}={option} comes from a folder that is no plugin: name it in {plugins.VARIABLE}")
     return tuple(chosen)
-
-
-def _rules_of_plugin(option: str, rules: Mapping[str, Rule]) -> dict[str, Rule]:
-    """Rules that kdbench's own options have for keys of a plugin's option that has none for them."""
-    group = option.partition("/")[0]
-    if group in ("method", *_WITHOUT_NODE) or not is_outside(option):
-        return {}
-    missing = {}
-    for own in _own_options(group):
-        for key, rule in rules_of(own).items():
-            if f"{group}.{key}" not in rules and not rule.fixed:
-                missing[f"{group}.{key}"] = rule
-    return missing
-
-
-def _check_complete(option: str) -> None:
-    """Refuse an option of a plugin that lacks what the runner reads, or a key that the runner would ignore."""
-    group, _, name = option.partition("/")
-    if group in _WITHOUT_NODE or not is_outside(option):
-        return
-    file, node = file_of(option), content(option)
-    if group == "method":
-        for key in METHOD_DECLARATIONS[:3]:
-            if key not in node:
-                raise UserError(f"{file} lacks {key}, which every method declares")
-        if node["name"] != name:
-            raise UserError(f"{file}: name is {node['name']}, but must be {name}, as the file is called")
-        return
-    own = [set(rules_of(each)) for each in _own_options(group)]
-    for key, _ in leaves(node):
-        if not any(key in keys or key.partition(".")[0] in keys for keys in own):
-            known = set.union(*own)
-            raise UserError(f"{file}: unknown key {group}.{key}: nothing reads it{nearest(key, known)}")
-    lacking = [key for key in set.intersection(*own) if _absent(node, key)]
-    if lacking:
-        raise UserError(f"{file} lacks {min(lacking)}: name one of {group}'s options in its defaults to build on it")
-
-
-def _own_options(group: str) -> list[str]:
-    """Kdbench's own options of a group, which say what keys it has."""
-    if group in ("student", "teacher"):
-        return [f"{group}/_base"]
-    return [f"{group}/{name}" for name in options(group) if not is_outside(f"{group}/{name}")]
-
-
-def _absent(node: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return True
-        node = node[part]
-    return False
 
 
 def _rule_of_parent(key: str, rules: Mapping[str, Rule]) -> Rule | None:
@@ -140,15 +88,6 @@ def _rule_of_parent(key: str, rules: Mapping[str, Rule]) -> Rule | None:
             return _ANYTHING
         above = above.rpartition(".")[0]
     return None
-
-
-def _is_argument(key: str, plain: Mapping[str, Any]) -> bool:
-    """Whether a key without a rule is an argument of a plugin's method, as its file says."""
-    group, _, name = key.partition(".")
-    method = plain["method"]["name"] if group == "method" else ""
-    if group == "plus":
-        method, _, name = name.partition(".")
-    return bool(method) and is_outside(f"method/{method}") and not _absent(content(f"method/{method}"), name)
 
 
 def _check_fixed(key: str, value: Any, choices: Mapping[str, Any]) -> None:
