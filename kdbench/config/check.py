@@ -13,6 +13,7 @@ from kdbench.config import plugins
 from kdbench.config.frozen import FrozenDict
 from kdbench.config.groups import GROUPS, content, file_of, options
 from kdbench.config.plugin_options import WITHOUT_NODE, check_complete, is_argument, rules_of_plugin
+from kdbench.config.rates import rate_of
 from kdbench.config.rules import Rule, leaves, nearest, rules_of_choices
 from kdbench.errors import UserError
 
@@ -43,6 +44,7 @@ def check(cfg: DictConfig, choices: Mapping[str, Any]) -> FrozenDict:
         absent = min(OmegaConf.missing_keys(cfg))
         allowed = rules[absent].text if absent in rules else "any"
         raise UserError(f"{absent} must be given: {absent}=... (rule: {allowed})") from None
+    _choose_rates(plain, rules["recipe.lr"])
     refused = []
     for key, value in leaves(plain):
         rule = rules.get(key) or _rule_of_parent(key, rules)
@@ -61,6 +63,17 @@ def check(cfg: DictConfig, choices: Mapping[str, Any]) -> FrozenDict:
     if "self" in plain["method"]["needs"]:
         plain["teacher"] |= plain["student"]
     return FrozenDict.of(plain)
+
+
+def _choose_rates(plain: dict[str, Any], rule: Rule) -> None:
+    """Replace learning rates that are given by network with the one of the network at hand."""
+    learner = plain["student"]
+    teacher = learner if "self" in plain["method"]["needs"] else plain["teacher"]
+    for key, recipe, network in (
+        ("recipe.lr", plain["recipe"], learner),
+        ("teacher.recipe.lr", plain["teacher"]["recipe"], teacher),
+    ):
+        recipe["lr"] = rate_of(recipe["lr"], network, key, rule)
 
 
 def _chosen(choices: Mapping[str, Any]) -> tuple[str, ...]:
@@ -125,9 +138,9 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
                 if not match or not isinstance(group, dict) or match[2] not in group:
                     return False
                 target = group[match[2]]
-                if isinstance(target, dict) or "${" in str(target):
+                if "${" in str(target):
                     return False
-                node[key] = copy.copy(target)
+                node[key] = copy.deepcopy(target)
         return True
 
     if "${" in str(plain.get("outputs")):

@@ -33,6 +33,7 @@ def test_every_leaf_has_a_rule_that_its_default_keeps(option):
     rules = rules_of(option)
     assert "The comment behind each key is its rule" in text
     for key, value in leaves(content):
+        key = "lr" if key.startswith("lr.") else key  # a rate for each network
         assert key in rules, f"{option}: {key} has no rule"
         if value != "???" and not str(value).startswith("${"):
             assert rules[key].refusal(value) is None, f"{option}: {key}={value}"
@@ -236,3 +237,34 @@ def test_checking_needs_no_torch():
     code = "import sys, kdbench.train; from kdbench.specs.resolve import spec_of; spec_of([]); "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "student", "teacher"),
+    [
+        (["student=mobilenetv2", "teacher=vgg13"], 0.01, 0.05),
+        (["student=resnet8", "teacher=shufflenetv1"], 0.05, 0.01),
+        (["student=timm", "student.name=mobilenetv2_050", "teacher=vgg13"], 0.05, 0.05),
+        (["student=mobilenetv2", "recipe.lr=0.03"], 0.03, 0.03),
+        (["student=mobilenetv2", "recipe.lr.mobilenetv2=0.02"], 0.02, 0.05),
+        (["student=mobilenetv2", "teacher.recipe.lr=0.3"], 0.01, 0.3),
+        (["method=tfkd_self", "student=shufflenetv2"], 0.01, 0.01),
+        (["student=mobilenetv2", "recipe=quick"], 0.1, 0.1),
+    ],
+)
+def test_learning_rate_of_crd240_depends_on_the_network_unless_it_is_given(overrides, student, teacher):
+    cfg = from_overrides(overrides)
+    assert (cfg["recipe"]["lr"], cfg["teacher"]["recipe"]["lr"]) == (student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recipe.lr.default=-1", r"recipe.lr.default=-1 is not allowed: it must be float > 0"),
+        ("+recipe.lr.mobilenet=0.1", r"recipe.lr.mobilenet=0.1 is not allowed: no such network; nearest: mobilenetv2"),
+        ("teacher.recipe.lr={resnet8:0.1}", r"teacher.recipe.lr={'resnet8': 0.1} is not allowed: it lacks default"),
+    ],
+)
+def test_learning_rates_by_network_are_checked(override, message):
+    with pytest.raises(UserError, match=message):
+        from_overrides([override])

@@ -14,9 +14,6 @@ from kdbench.config.groups import content, method_options
 from kdbench.config.overrides import from_overrides
 from kdbench.records.identity import needs_teacher
 
-# learning rates of the published tables where they differ from the recipe's
-_LEARNING_RATES = {"mobilenetv2": 0.01, "shufflenetv1": 0.01, "shufflenetv2": 0.01}
-
 
 class Yardstick(NamedTuple):
     """A published test accuracy and how it was obtained.
@@ -83,7 +80,7 @@ def _same_experiment(cfg: dict[str, Any], teacher: str) -> bool:
 
 def _recipe(network: str) -> dict[str, Any]:
     recipe = content("recipe/crd240")
-    return {**recipe, "lr": _LEARNING_RATES.get(network, recipe["lr"])}
+    return {**recipe, "lr": recipe["lr"].get(network, recipe["lr"]["default"])}
 
 
 @lru_cache
