@@ -4,7 +4,7 @@ import argparse
 
 from rich.table import Table
 
-from kdbench.config.groups import header, options
+from kdbench.config.groups import header, is_outside, options
 from kdbench.config.networks import NETWORKS
 from kdbench.console import show
 
@@ -37,10 +37,13 @@ def run(args: argparse.Namespace) -> int:
 
 def rows(group: str) -> list[tuple[str, str, str, str, str]]:
     """Name, what it is, paper, year and needs of every option of a group."""
-    if group in ("student", "teacher"):
+    own = group in ("student", "teacher")  # their other options are in the table of networks
+    headers = {name: header(f"{group}/{name}") for name in options(group) if not own or is_outside(f"{group}/{name}")}
+    listed = [(name, head["what"], head["paper"], head["year"], head["needs"]) for name, head in headers.items()]
+    if own:
         networks = [(name, entry.note, entry.paper, str(entry.year), "") for name, entry in NETWORKS.items()]
         own_kind = ("self", "the student's own kind", "Furlanello et al., Born-Again Neural Networks", "2018", "")
         networks += [own_kind] if group == "teacher" else []
-        return [*networks, ("timm", f"any timm model: {group}.name=resnet34", "Wightman, timm", "", "")]
-    headers = [(name, header(f"{group}/{name}")) for name in options(group)]
-    return [(name, head["what"], head["paper"], head["year"], head["needs"]) for name, head in headers]
+        networks += [("timm", f"any timm model: {group}.name=resnet34", "Wightman, timm", "", "")]
+        return [*networks, *listed]
+    return listed

@@ -5,7 +5,7 @@ from typing import Any
 
 from kdbench.config.frozen import FrozenDict
 from kdbench.config.groups import content
-from kdbench.config.networks import network_options
+from kdbench.config.networks import network_keys
 
 
 def training_alone(cfg: Mapping[str, Any], **groups: Any) -> FrozenDict:
@@ -15,7 +15,8 @@ def training_alone(cfg: Mapping[str, Any], **groups: Any) -> FrozenDict:
         cfg: the checked configuration of the run that needs the network.
         groups: whole groups and keys that differ from `cfg`: `student`, `recipe`, `dataset`, `seed` ...
     """
-    alone = {"method": content("method/ce"), "plus": {}, "force": False, "stage": "student"}
+    trainer = {**cfg["trainer"], "callbacks": None}  # what is trained once for many runs knows nothing of theirs
+    alone = {"method": content("method/ce"), "plus": {}, "trainer": trainer, "force": False, "stage": "student"}
     return FrozenDict.of({**cfg, **alone, **groups})
 
 
@@ -25,7 +26,7 @@ def teacher_training(cfg: Mapping[str, Any]) -> FrozenDict:
     data = {"noise": content("noise/none"), "imbalance": content("imbalance/none")}
     return training_alone(
         cfg,
-        student={**network_options(teacher), "init": teacher["init"]},
+        student={**network_keys(teacher), "init": teacher["init"]},
         recipe=teacher["recipe"],
         seed=teacher["seed"],
         **(data if teacher["condition"] == "clean" else {}),

@@ -1,23 +1,51 @@
 """The names and origins of the CIFAR networks; does not import torch, so that listing them is instant.
 
 A name can be used as `student=NAME` or `teacher=NAME` on the command line and, with the prefix `cifar_`, as a timm
-model: `timm.create_model("cifar_resnet20")`. The constructors are in `kdbench.models.registry`.
+model: `timm.create_model("cifar_resnet20")`. `import kdbench.models` registers them.
 """
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from kdbench.config.timm_names import is_timm_model, timm_names
 from kdbench.errors import UserError
 
-# The keys of `student` and `teacher` that say what a network is; `kdbench.models.build.build` takes them.
-NETWORK_KEYS = ("source", "name", "kwargs", "stages", "classifier")
+# The keys of `student` and `teacher` that say what a network is.
+NETWORK_KEYS = ("source", "name", "kwargs", "stages", "classifier", "image_size")
 _FROM_THE_DATA = ("num_classes", "in_chans", "img_size", "image_size")
 _OF_TIMM = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only")
 
 
-def network_options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What the network of a `student` or `teacher` group is; records of older versions lack some of the keys."""
+def network_keys(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a `student` or `teacher` group that say what its network is; older records lack some of them."""
     return {key: group[key] for key in NETWORK_KEYS if key in group}
+
+
+def network_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What the network of a `student` or `teacher` group is, as arguments of `kdbench.models.build.build`.
+
+    There, `image_size` is the size of the data's images, and `resize` that of the images that the network is given.
+    """
+    options = network_keys(group)
+    options["resize"] = options.pop("image_size", None)
+    return options
+
+
+def unknown_name(name: str, source: str) -> str | None:
+    """What to say of a name that its source does not have, with the nearest ones; None where there is nothing to say.
+
+    Args:
+        name: of the network.
+        source: cifar or timm; what else there may be is not known here.
+    """
+    ours = list(NETWORKS) if source == "cifar" else [f"cifar_{network}" for network in NETWORKS]
+    if source not in ("cifar", "timm") or name in ours or (source == "timm" and is_timm_model(name)):
+        return None
+    near = get_close_matches(name.lower(), ours if source == "cifar" else [*sorted(timm_names()), *ours])
+    nearest = f"; nearest: {', '.join(near)}" if near else ""
+    elsewhere = "; timm has a network of this name (source=timm)" if source == "cifar" and is_timm_model(name) else ""
+    return f"unknown {source} network {name}{nearest}{elsewhere}"
 
 
 def check_network(group: Mapping[str, Any], key: str) -> None:
@@ -28,15 +56,18 @@ def check_network(group: Mapping[str, Any], key: str) -> None:
         key: its name, for messages.
 
     Raises:
-        UserError: keys that contradict each other, or arguments that are not the user's to set.
+        UserError: an unknown name, keys that contradict each other, or arguments that are not the user's to set.
     """
     custom, stages = group["source"] == "custom", group["stages"]
+    if reason := unknown_name(group["name"], group["source"]):
+        raise UserError(f"{key}.name: {reason}")
     for name, value in group["kwargs"].items():
         argument = f"{key}.kwargs.{name}={value} is not allowed"
         if custom:
             continue
         if name in _FROM_THE_DATA:
-            raise UserError(f"{argument}: it follows from the data")
+            resize = "" if name in ("num_classes", "in_chans") else f"; {key}.image_size={value} resizes the images"
+            raise UserError(f"{argument}: it follows from the data{resize}")
         if name in _OF_TIMM:
             raise UserError(f"{argument}: kdbench sets it")
         if value is None:

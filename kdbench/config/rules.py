@@ -104,7 +104,7 @@ def rules_of(option: str) -> dict[str, Rule]:
         ValueError: a key of kdbench's own files without a rule.
     """
     group, _, name = option.rpartition("/")
-    if group in ("student", "teacher") and name != "_base":
+    if group in ("student", "teacher") and name != "_base" and not is_outside(option):
         return rules_of(f"{group}/_base")
     return dict(_rules_of(option, text_of(option))) if file_of(option) else {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +25,18 @@ class Images(NamedTuple):
     classes: tuple[str, ...]
 
 
+class Mixed(NamedTuple):
+    """What mixup or CutMix has added to the images of a batch.
+
+    Attributes:
+        labels: (B,) int64, of the images that were mixed in.
+        share: scalar float32 in [0, 1], the share of the batch's own images and labels; the rest is the others'.
+    """
+
+    labels: Tensor
+    share: Tensor
+
+
 class Batch(NamedTuple):
     """One batch, on the training device.
 
@@ -33,11 +45,24 @@ class Batch(NamedTuple):
             input.
         labels: (B,) int64; with label noise in training and, unless `noise.clean_validation`, in validation.
         index: (B,) int64, position in the source's training (or test) set, regardless of subset and split.
+        mixed: what was mixed in; None where nothing was. `labels` and `index` are those of the batch's own images.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    mixed: Mixed | None = None
+
+    def over_labels(self, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """The value for the labels of the batch; in a mixed batch, the weighted mean of those for both labels.
+
+        Args:
+            value: from labels (B,) to a tensor.
+        """
+        own = value(self.labels)
+        if self.mixed is None:
+            return own
+        return self.mixed.share * own + (1 - self.mixed.share) * value(self.mixed.labels)
 
 
 class Part(NamedTuple):
@@ -62,12 +87,14 @@ class Training(NamedTuple):
         crop_padding: pixels added on each side before the random crop; None for a random resized crop.
         padding_mode: `zero` (black) or `reflect`.
         flip: mirror each image with probability 1/2.
+        augment: `none`, or a name of `augmentation.POLICIES`: random operations after crop and flip.
     """
 
     seed: int
     crop_padding: int | None
     padding_mode: str
     flip: bool
+    augment: str = "none"
 
 
 class Loader(Protocol):

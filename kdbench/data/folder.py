@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from kdbench.data.tree_hashes import image_hashes
 from kdbench.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -69,9 +70,13 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 def _files(folder: Path) -> list[str]:
     """Image files below a folder, sorted."""
+
+    def refuse(error: OSError) -> None:  # else a folder without permissions would be taken for an empty one
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
     return sorted(
         os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
+        for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True)
         for name in names
         if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
     )
@@ -109,12 +114,21 @@ def _annotated_files(folder: Path, classes: tuple[str, ...]) -> list[list[str]]:
 
 
 def digest(tree: Tree) -> str:
-    """The first 16 hex digits of a SHA-256 over the sorted relative names and the sizes of a tree's images."""
+    """The first 16 hex digits of a SHA-256 over the relative names, the classes and the contents of a tree's images.
+
+    Raises:
+        UserError: as `listing`; or an image cannot be read.
+    """
+    folders = {"train": tree.train, "test": tree.test}
+    parts = [(role, folder, *listing(folder, tree.classes)) for role, folder in folders.items()]
+    contents = iter(image_hashes(tree.train.parent, np.concatenate([names for _, _, names, _ in parts])))
     sha = hashlib.sha256()
-    for role, folder in (("train", tree.train), ("test", tree.test)):
-        start = len(str(folder)) + 1
-        for name in _files(folder):
-            sha.update(f"{role}/{name[start:].replace(os.sep, '/')}\0{os.stat(name).st_size}\n".encode())
+    for role, folder, names, labels in parts:
+        start = len(os.fsencode(folder)) + 1
+        for name, label in zip(names.tolist(), labels.tolist(), strict=True):
+            relative = name[start:].replace(os.fsencode(os.sep), b"/")
+            words = (role.encode(), os.fsencode(tree.classes[label]), relative, next(contents).tobytes())
+            sha.update(b"\0".join(words))
     return sha.hexdigest()[:16]
 
 
@@ -122,7 +136,8 @@ def verify(tree: Tree) -> None:
     """Open every image and check it as far as possible without decoding it (0.1 ms per image).
 
     Raises:
-        UserError: a file is not an image, or is truncated and its format can tell; the message names the file.
+        UserError: a file is not an image, is truncated and its format can tell, or has pixels of 32 bits; the message
+            names the file.
     """
     for folder in (tree.train, tree.test):
         for name in listing(folder, tree.classes)[0]:
@@ -151,19 +166,53 @@ def _opened(name: bytes) -> Iterator[Image.Image]:
     path = os.fsdecode(name)
     try:
         with Image.open(path) as image:
+            check_depth(image, path)
             yield image
+    except UserError:
+        raise
     except Exception as error:  # Pillow raises a dozen kinds of exceptions
         raise UserError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
 
 
 def open_image(name: bytes, channels: int) -> Image.Image:
-    """Read one image as RGB (3 channels) or grey (1).
+    """Read one image as RGB (3 channels) or grey (1), as `converted`.
 
     Raises:
-        UserError: the file cannot be read as an image; the message names it.
+        UserError: the file cannot be read as an image, or has pixels of 32 bits; the message names it.
     """
     with _opened(name) as image:
-        return image.convert("L" if channels == 1 else "RGB")
+        return converted(image, channels)
+
+
+def converted(image: Image.Image, channels: int) -> Image.Image:
+    """An image as RGB (3 channels) or grey (1).
+
+    Of pixels with 16 bits, the upper 8 are kept. Pillow reads colours so, but would clip grey pixels at 255.
+    """
+    shown = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if _has_16_bits(image) else image
+    return shown.convert("L" if channels == 1 else "RGB")
+
+
+def check_depth(image: Image.Image, where: str) -> None:
+    """Refuse an image with pixels of 32 bits.
+
+    Args:
+        image: opened.
+        where: it comes from, for the message.
+
+    Raises:
+        UserError: see above.
+    """
+    if image.mode in ("I", "F") and not _has_16_bits(image):
+        raise UserError(
+            f"{where}: has 32-bit pixels (Pillow mode {image.mode}), whose range is not known; "
+            "save it with 8 or 16 bits"
+        )
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    # Pillow scales the pixels of PGM files of more than 8 bits to 16 bits
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
 
 
 def fit(image: Image.Image, size: int, border: float = 0.0) -> Image.Image:

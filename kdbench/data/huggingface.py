@@ -10,7 +10,7 @@ from PIL import Image
 
 from kdbench.config.rules import nearest
 from kdbench.data.arrays import Arrays
-from kdbench.data.folder import fit
+from kdbench.data.folder import check_depth, converted, fit
 from kdbench.errors import UserError
 
 
@@ -88,7 +88,8 @@ def _image(value: Any, key: str, channels: int | None = None) -> Image.Image:
     """An entry of the image column, as RGB (3 channels), grey (1) or as it is (None)."""
     if not isinstance(value, Image.Image):
         raise UserError(f"dataset.image_key={key}: holds {type(value).__name__}; must be a column of the type Image")
-    return value if channels is None else value.convert("L" if channels == 1 else "RGB")
+    check_depth(value, f"dataset.image_key={key}")
+    return value if channels is None else converted(value, channels)
 
 
 def _first_side(rows: Any, key: str) -> int:

@@ -11,7 +11,10 @@ import torch
 from kdbench.data import folder, sources, split
 from kdbench.data import imbalance as class_imbalance
 from kdbench.data import noise as label_noise
+from kdbench.data.augmentation import Covering
 from kdbench.data.batch import Batch, Images, Loader, Part, Training
+from kdbench.data.changed import Change, ChangedLoader
+from kdbench.data.mixing import Mixing
 from kdbench.data.resident import ResidentLoader
 from kdbench.data.streaming import TEST_BORDER, StreamingLoader
 from kdbench.errors import UserError
@@ -34,11 +37,13 @@ class DataModule(pl.LightningDataModule):
         noise: the `noise` group; changes labels of the remaining images before the split, so that validation labels
             are noisy as well, unless `clean_validation`.
         sizes: as returned by `sources.check`.
-        batch_size: of training; evaluation uses at least `EVAL_BATCH_SIZE`.
+        recipe: the `recipe` group: batch size and augmentation of training. Evaluation uses batches of at least
+            `EVAL_BATCH_SIZE`, and images as they are.
         seed: the run's seed, for order and augmentation. Noise, subset and split have seeds of their own.
 
     Attributes:
         sizes: as given.
+        batch_size: of training.
         num_classes, in_chans, image_size: what a network for these data needs to know. Known before loading, as are
             `mean` and `std`; everything below is known only afterwards.
         mean, std: one value per channel, for networks to normalise with; 0 and 1 with `dataset.normalize=false`.
@@ -62,12 +67,12 @@ class DataModule(pl.LightningDataModule):
         imbalance: Mapping[str, Any],
         noise: Mapping[str, Any],
         sizes: sources.Sizes,
-        batch_size: int,
+        recipe: Mapping[str, Any],
         seed: int,
     ) -> None:
         super().__init__()
         self.dataset, self.imbalance, self.noise = dataset, imbalance, noise
-        self.batch_size, self.seed = batch_size, seed
+        self.recipe, self.batch_size, self.seed = recipe, recipe["batch_size"], seed
         self._epoch = 0
         self._parts: dict[str, Part] = {}
         self._train_loader: Loader | None = None
@@ -157,7 +162,8 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Shuffled and augmented batches of the training part; the last partial batch is dropped."""
-        self._train_loader = self._loader(self._parts["train"], training=True)
+        loader, changes = self._loader(self._parts["train"], training=True), self._changes()
+        self._train_loader = ChangedLoader(loader, changes, self.batch_size) if changes else loader
         self._train_loader.set_epoch(self._epoch)
         return self._train_loader
 
@@ -186,15 +192,29 @@ class DataModule(pl.LightningDataModule):
         """(test_size,) int64."""
         return self._parts["test"].labels
 
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    def _changes(self) -> list[Change]:
+        """What the recipe does to finished batches of training."""
+        recipe, changes = self.recipe, list[Change]()
+        at = self.image_size, self.seed, self._device
+        if recipe["erasing"] or recipe["cutout"]:
+            changes.append(Covering(recipe["erasing"], recipe["cutout"], self.mean, *at))
+        if recipe["mixup"] or recipe["cutmix"]:
+            changes.append(Mixing(recipe["mixup"], recipe["cutmix"], *at))
+        return changes
+
     def _loader(self, part: Part, training: bool = False) -> Loader:
         if self.trainer is not None and self.trainer.world_size > 1:
             raise UserError(f"trainer.devices={self.trainer.world_size}: must be 1, a run uses one device")
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        config = self.dataset
+        device, config = self._device, self.dataset
         batch_size, augmentation = max(self.batch_size, EVAL_BATCH_SIZE), None
         if training:
             batch_size = self.batch_size
-            augmentation = Training(self.seed, config["crop_padding"], config["padding_mode"], config["flip"])
+            crop_and_flip = config["crop_padding"], config["padding_mode"], config["flip"]
+            augmentation = Training(self.seed, *crop_and_flip, self.recipe["augment"])
         if self.resident:
             return ResidentLoader(part, batch_size, device, augmentation)
         return StreamingLoader(

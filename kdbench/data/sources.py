@@ -234,11 +234,11 @@ def fingerprint(dataset: Mapping[str, Any]) -> str | None:
         dataset: the `dataset` group.
 
     Returns:
-        16 hex digits of a hash: of the names and sizes of the images of a tree, of the whole content of other data;
-        None for a data set that its name identifies.
+        16 hex digits of a hash of the whole content, and for a tree of the names and classes of its images; None for a
+        data set that its name identifies.
 
     Raises:
-        UserError: there are no such data.
+        UserError: there are no such data, or they cannot be read.
     """
     if dataset["source"] in outside.SOURCES:
         return outside.fingerprint(dataset)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
+from kdbench.data.augmentation import Policy
 from kdbench.data.batch import Batch, Part, Training
 from kdbench.data.folder import fit, open_image
 from kdbench.data.resident import stream, to_images
@@ -110,6 +111,7 @@ class _Samples(Dataset[tuple[Tensor, int, int]]):
         self.part, self.training = part, training
         self.size, self.channels, self.border = size, channels, border
         self.augment = _augmentation(size, training) if training else None
+        self.policy = Policy.of(training)
         # a random resized crop is taken from the original image
         self.crops_original = training is not None and training.crop_padding is None
 
@@ -131,7 +133,10 @@ class _Samples(Dataset[tuple[Tensor, int, int]]):
                 torch.default_generator.manual_seed(derive(self.training.seed, "augmentation", epoch, index))
                 image = self.augment(image)
         pixels = np.array(image, dtype=np.uint8).reshape(self.size, self.size, self.channels)
-        return torch.from_numpy(pixels), label, index
+        tensor = torch.from_numpy(pixels)
+        if self.policy is not None:
+            tensor = self.policy(tensor.permute(2, 0, 1), epoch, index).permute(1, 2, 0)
+        return tensor, label, index
 
 
 def _augmentation(size: int, training: Training) -> torch.nn.Sequential:

@@ -46,7 +46,7 @@ def score(trainer: pl.Trainer, method: nn.Module, loader: Any, predict: Predict)
     metrics: dict[str, Classification] = {}
     with _inference(trainer, method):
         for batch in loader:
-            images, labels, _ = trainer.strategy.batch_to_device(batch)
+            images, labels, *_ = trainer.strategy.batch_to_device(batch)
             for name, logits in predict(images).items():
                 if name not in metrics:
                     metrics[name] = Classification(logits.shape[1]).to(logits.device)
@@ -70,7 +70,7 @@ def answers(trainer: pl.Trainer, network: nn.Module, loader: Any) -> Answers:
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with _inference(trainer, network):
         for batch in loader:
-            images, labels, _ = trainer.strategy.batch_to_device(batch)
+            images, labels, *_ = trainer.strategy.batch_to_device(batch)
             features = network(images)
             parts.append((features.logits.float().cpu(), features.embedding.float().cpu(), labels.cpu()))
     return Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))

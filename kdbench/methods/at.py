@@ -48,6 +48,8 @@ def at_loss(student: Tensor, teacher: Tensor, power: float, variant: str) -> Ten
 class AT(Method):
     """The student imitates the teacher's attention maps."""
 
+    mixed_labels = True
+
     def __init__(self, weight: float, power: float, stages: StageChoice, variant: str) -> None:
         super().__init__()
         self.weight, self.power, self.stage_choice, self.variant = weight, power, stages, variant

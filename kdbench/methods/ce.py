@@ -10,6 +10,8 @@ from kdbench.models.features import Features
 class CE(MethodWithoutTeacher):
     """L = CE(z_s, y)."""
 
+    mixed_labels = True
+
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """None beside the cross-entropy."""
         return {}

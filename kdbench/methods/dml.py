@@ -48,6 +48,8 @@ def mutual_loss(logits: Sequence[Tensor], k: int, temperature: float) -> Tensor:
 class DML(SeveralOptimizers, MethodWithoutTeacher):
     """Networks learn from each other; the student is the first of them."""
 
+    mixed_labels = True
+
     def __init__(
         self, peers: Sequence[str], temperature: float, weight: float, label_weight: float, updates: str
     ) -> None:
@@ -84,7 +86,7 @@ class DML(SeveralOptimizers, MethodWithoutTeacher):
             if self.alternating:
                 self._predict_again(k - 1, batch)
             with without_autocast(batch.images):
-                cross_entropy = self.label_loss(self.predicted[k].float(), batch.labels)
+                cross_entropy = self.label_loss(self.predicted[k].float(), batch)
                 losses = {f"peer{k}_ce": self.label_weight * cross_entropy}
         with without_autocast(batch.images):
             logits = [predicted.float() for predicted in self.predicted]

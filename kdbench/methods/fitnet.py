@@ -74,6 +74,8 @@ def regressor(student: tuple[int, int, int], teacher: tuple[int, int, int], relu
 class FitNet(Method):
     """The student's stage map, after a regressor, imitates the teacher's."""
 
+    mixed_labels = True
+
     def __init__(
         self,
         weight: float,

@@ -59,6 +59,8 @@ def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], pooling: str,
 class FSP(Method):
     """The student imitates the flow from one stage of the teacher to the next."""
 
+    mixed_labels = True
+
     def __init__(
         self,
         weight: float,

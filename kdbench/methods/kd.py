@@ -49,6 +49,8 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
 class KD(Method):
     """Soft targets: the student learns the teacher's softened outputs."""
 
+    mixed_labels = True
+
     def __init__(self, temperature: float, alpha: float) -> None:
         super().__init__()
         self.temperature = temperature

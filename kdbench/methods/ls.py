@@ -40,6 +40,8 @@ def smoothing_loss(logits: Tensor, labels: Tensor, epsilon: float, exclude_label
 class LS(MethodWithoutTeacher):
     """Smoothed labels, which give a share of the probability to the other classes."""
 
+    mixed_labels = True
+
     def __init__(self, epsilon: float, variant: str) -> None:
         super().__init__()
         self.epsilon, self.exclude_label = epsilon, variant == "reference"
@@ -60,4 +62,5 @@ class LS(MethodWithoutTeacher):
 
     def losses(self, student: Features, batch: Batch) -> dict[str, Tensor]:
         """`ls`, the smoothing term."""
-        return {"ls": smoothing_loss(student.logits, batch.labels, self.epsilon, self.exclude_label)}
+        logits, epsilon = student.logits, self.epsilon
+        return {"ls": batch.over_labels(lambda labels: smoothing_loss(logits, labels, epsilon, self.exclude_label))}

@@ -14,7 +14,9 @@ or from `MethodWithoutTeacher`, takes its options in `__init__` and defines `los
 
 Available in all of them are `self.student`, `self.teacher`, `self.progress` (the epoch, and how many there are),
 `self.label_weight` (of the cross-entropy on the labels, 1 unless set), `self.watched` (scalars to record) and
-`self.another_network(name, number)`. The optional methods are documented in `machinery/hooks.py`.
+`self.another_network(name, number)`. A class whose losses read the labels only through `label_loss` or
+`batch.over_labels`, or not at all, says so with `mixed_labels = True`; the others are refused together with mixup and
+CutMix. The optional methods are documented in `machinery/hooks.py`.
 """
 
 from torch import Tensor

@@ -67,6 +67,7 @@ class ONE(MethodWithoutTeacher):
     """Branches of one network learn from their gated ensemble."""
 
     per_sample = False  # the gate has a batch norm
+    mixed_labels = True
 
     def __init__(self, branches: int, temperature: float, ramp: float, last_norm: str) -> None:
         super().__init__()
@@ -110,9 +111,9 @@ class ONE(MethodWithoutTeacher):
         with without_autocast(batch.images):
             logits = [branch.float() for branch in logits]
             ensemble_logits = ensemble(logits, self.gate(shared.float()))
-            branch_losses = [self.label_loss(branch, batch.labels) for branch in logits[1:]]
+            branch_losses = [self.label_loss(branch, batch) for branch in logits[1:]]
             losses["branches_ce"] = torch.stack(branch_losses).sum()
-            losses["ensemble_ce"] = self.label_loss(ensemble_logits, batch.labels)
+            losses["ensemble_ce"] = self.label_loss(ensemble_logits, batch)
             weight = ramp(self.progress.epoch, self.ramp * self.progress.epochs)
             losses["one"] = weight * consistency(logits, ensemble_logits, self.temperature)
         return losses

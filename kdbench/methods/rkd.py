@@ -55,6 +55,7 @@ class RKD(Method):
     """The student keeps the teacher's distances and angles between the samples of a batch."""
 
     per_sample = False
+    mixed_labels = True
 
     def __init__(self, distance_weight: float, angle_weight: float, normalize: bool) -> None:
         super().__init__()

@@ -99,11 +99,12 @@ class SKD(KD):
         with torch.no_grad():
             log_p = (simplified / self.temperature).log_softmax(1)
             choice = simplified.argmax(1)
+            accuracy = batch.over_labels(lambda labels: (choice == labels).to(log_p).mean())
             self.watched = {
                 "kl_to_raw": kd_loss(simplified, self.raw, self.temperature) / self.temperature**2,
                 "entropy": -(log_p.exp() * log_p).sum(1).mean(),
                 "agreement": (choice == self.raw.argmax(1)).to(log_p).mean(),
-                "accuracy": (choice == batch.labels).to(log_p).mean(),
+                "accuracy": accuracy,
             }
         return teacher._replace(logits=simplified)
 

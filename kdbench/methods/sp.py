@@ -33,6 +33,7 @@ class SP(Method):
     """The student keeps the teacher's pairwise similarities between the samples of a batch."""
 
     per_sample = False
+    mixed_labels = True
 
     def __init__(self, weight: float, stages: StageChoice) -> None:
         super().__init__()

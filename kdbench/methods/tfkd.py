@@ -67,6 +67,8 @@ def regularisation_loss(logits: Tensor, target: Tensor, temperature: float, redu
 class TfKDSelf(Method):
     """Soft targets from a teacher of the student's own architecture."""
 
+    mixed_labels = True
+
     def __init__(self, temperature: float, alpha: float, multiplier: float, reduction: str) -> None:
         super().__init__()
         self.temperature, self.weight, self.reduction = temperature, alpha * multiplier, reduction

@@ -3,16 +3,15 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
 import timm
 from torch import nn
 
-from kdbench.config.networks import NETWORKS
+from kdbench.config.networks import unknown_name
 from kdbench.errors import UserError
-from kdbench.models import outside, registry  # noqa: F401  registers the CIFAR networks with timm
+from kdbench.models import outside
 from kdbench.models.features import Network, Origin, probe
 
 SOURCES = ("cifar", "timm", "custom")
@@ -25,6 +24,7 @@ def build(
     kwargs: Mapping[str, Any] | None = None,
     stages: Sequence[str] | None = None,
     classifier: str | None = None,
+    resize: int | None = None,
     num_classes: int,
     in_chans: int,
     image_size: int,
@@ -40,6 +40,7 @@ def build(
         kwargs: further arguments of the network.
         stages: names of the modules whose outputs are the feature maps; None where the network says so itself.
         classifier: name of the last linear layer; None where the network says so itself.
+        resize: height and width, in pixels, to which the network resizes its images; None to take them as they are.
         num_classes: number of logits.
         in_chans: number of image channels.
         image_size: height and width of the images, in pixels.
@@ -53,13 +54,14 @@ def build(
         raise UserError(f"mean={list(mean)}, std={list(std)}: both need one value per channel, in_chans={in_chans}")
     kwargs = dict(kwargs or {})
     _check_known(name, source)
+    side = resize or image_size
     try:
         if source == "custom":
-            data = {"num_classes": num_classes, "in_chans": in_chans, "image_size": image_size}
+            data = {"num_classes": num_classes, "in_chans": in_chans, "image_size": side}
             net = outside.call(name, data, kwargs)
         else:
-            net = _from_timm(f"cifar_{name}" if source == "cifar" else name, num_classes, in_chans, image_size, kwargs)
-        network = Network(net, mean, std, stages, classifier)
+            net = _from_timm(f"cifar_{name}" if source == "cifar" else name, num_classes, in_chans, side, kwargs)
+        network = Network(net, mean, std, stages, classifier, resize)
         network.shapes = probe(network, in_chans, image_size)
         if network.shapes.num_classes != num_classes:
             raise ValueError(f"it gives {network.shapes.num_classes} logits, and there are {num_classes} classes")
@@ -69,10 +71,11 @@ def build(
         reason = str(error).partition("\n")[0] or type(error).__name__
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", reason):
             raise UserError(f"{source} network {name} has no argument {unknown[1]}") from error
-        images = f"{in_chans}x{image_size}x{image_size} images"
+        images = f"{in_chans}x{side}x{side} images"
         arguments = f" and kwargs={kwargs}" if kwargs else ""
         raise UserError(f"{source} network {name} does not work with {images}{arguments}: {reason}") from error
-    options = {"source": source, "name": name, "kwargs": kwargs, "stages": stages, "classifier": classifier}
+    named = {"stages": stages, "classifier": classifier}
+    options = {"source": source, "name": name, "kwargs": kwargs, **named, "resize": resize}
     sizes = {"num_classes": num_classes, "in_chans": in_chans, "image_size": image_size, "mean": mean, "std": std}
     network.origin = Origin(options, sizes)
     return network
@@ -103,13 +106,5 @@ def _ignores(create: Callable[..., nn.Module], kwargs: Mapping[str, Any], argume
 def _check_known(name: str, source: str) -> None:
     if source not in SOURCES:
         raise UserError(f"source={source} is not allowed: must be one of {', '.join(SOURCES)}")
-    if source == "custom" or (name in NETWORKS if source == "cifar" else timm.is_model(name)):
-        return
-    names = list(NETWORKS) if source == "cifar" else timm.list_models()
-    near = get_close_matches(name.lower(), names)
-    message = f"unknown {source} network {name}"
-    if near:
-        message += f"; nearest: {', '.join(near)}"
-    if source == "cifar" and timm.is_model(name):
-        message += "; timm has a network of this name (source=timm)"
-    raise UserError(message)
+    if reason := unknown_name(name, source):
+        raise UserError(reason)

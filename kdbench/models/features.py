@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdbench.models.outside import NamedModules
 
@@ -51,7 +52,7 @@ class Origin(NamedTuple):
     """How a network was built.
 
     Attributes:
-        options: which network it is: the keys `kdbench.config.networks.NETWORK_KEYS`.
+        options: which network it is, as `kdbench.config.networks.network_options` gives it.
         sizes: the other arguments of `kdbench.models.build.build`.
     """
 
@@ -60,7 +61,7 @@ class Origin(NamedTuple):
 
 
 class Network(nn.Module):
-    """A CIFAR network, timm model or other network that normalises its images and returns `Features`.
+    """A CIFAR network, timm model or other network that resizes and normalises its images and returns `Features`.
 
     A network with `forward_intermediates` returns one feature map for each stage in its `feature_info`; one whose
     blocks all have the same resolution (ViT, Mixer) returns four, evenly spaced and ending with the last block.
@@ -73,6 +74,7 @@ class Network(nn.Module):
         std: standard deviation of each channel of the images in [0, 1].
         stages: names of the modules whose outputs are the feature maps; only with `classifier`.
         classifier: name of the last linear layer, whose input is the embedding; None for a network as in timm.
+        resize: height and width, in pixels, to which images of another size are resized; None to take them as they are.
 
     Attributes:
         classifier: the last linear layer.
@@ -99,11 +101,13 @@ class Network(nn.Module):
         std: Sequence[float],
         stages: Sequence[str] | None = None,
         classifier: str | None = None,
+        resize: int | None = None,
     ):
         super().__init__()
         if len(mean) != len(std) or not all(math.isfinite(s) and s > 0 for s in std):
             raise ValueError(f"mean={list(mean)}, std={list(std)}: each channel needs a mean and a std > 0")
         self.net = net
+        self.resize = resize
         self.named = NamedModules(net, stages or [], classifier) if classifier else None
         if self.named is None and (missing := [name for name in _METHODS if not hasattr(net, name)]):
             raise ValueError(f"{type(net).__name__} has no {missing[0]}(): name its last linear layer, classifier=fc")
@@ -138,7 +142,10 @@ class Network(nn.Module):
         return self.net.get_classifier() if self.named is None else self.named.classifier
 
     def normalised(self, images: Tensor) -> Tensor:
-        """The input of `net` for `images` (B, C, H, W) in [0, 1]; the images themselves if mean is 0 and std is 1."""
+        """The input of `net` for `images` (B, C, H, W) in [0, 1]; the images themselves if there is nothing to do."""
+        if self.resize is not None and images.shape[-2:] != (self.resize, self.resize):
+            # as torchvision resizes; differentiable
+            images = F.interpolate(images, (self.resize, self.resize), mode="bilinear", antialias=True)
         return torch.addcmul(self.shift, images, self.scale) if self.normalises else images
 
     def export_state(self) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kdbench.config.groups import METHOD_DECLARATIONS
-from kdbench.config.networks import network_options
+from kdbench.config.networks import network_keys
 from kdbench.errors import UserError
 from kdbench.files import digest
 
@@ -46,8 +46,8 @@ class Contents(NamedTuple):
         images: of an image tree; None for a data set that its name identifies.
         labels: of the file that label noise is read from; None without one.
         teacher: of a teacher that is given as a file; None without one.
-        code: hashes of source code: of the method (`method`), of the losses added to it (`plus.<name>`), and of
-            networks from outside (`student`, `teacher`).
+        code: hashes of source code: of the method (`method`), of the losses added to it (`plus.<name>`), of networks
+            from outside (`student`, `teacher`), and of Lightning callbacks (`callbacks.<name>`).
         init: of the weights that the student starts from; None for random ones.
     """
 
@@ -102,6 +102,8 @@ def facts_of(
         del facts["noise"]["clean_validation"]
     if contents.labels:
         facts["noise"]["file"] = contents.labels
+    trainer = cfg["trainer"]
+    facts |= {key: trainer[key] for key in ("callbacks", "deterministic") if trainer.get(key)}  # not in older records
     return facts
 
 
@@ -168,7 +170,10 @@ def teacher_file_identity(teacher: Mapping[str, Any]) -> str:
         UserError: the file cannot be read.
     """
     path = Path(teacher["checkpoint"])
-    used = {**network_options(teacher), "mean": teacher["mean"], "std": teacher["std"]}
+    used = {**network_keys(teacher), **{key: teacher.get(key) for key in ("classes", "mean", "std")}}
+    for key in ("image_size", "classes"):  # records from before these keys lack them
+        if used.get(key) is None:
+            used.pop(key, None)
     try:
         text = json.dumps([digest(path), used], sort_keys=True)
     except OSError as error:

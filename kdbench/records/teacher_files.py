@@ -58,11 +58,11 @@ class _Candidate(NamedTuple):
     renamed: bool = False
 
 
-def load_into(net: "nn.Module", path: Path, key: str) -> list[str]:
-    """Load a teacher file into a network.
+def state_for(net: "nn.Module", path: Path, key: str) -> "tuple[dict[str, Tensor], list[str]]":
+    """The tensors of a teacher file under the names of a network; whether they fit is for others to check.
 
     Names may start with prefixes such as `module.`. Of a file with a student and a teacher the student is taken, unless
-    only the teacher fits. Nothing may be missing but `num_batches_tracked` of batch normalisation.
+    only the teacher fits. Where `num_batches_tracked` of batch normalisation is missing, it is added.
 
     Args:
         net: the network, newly made.
@@ -70,18 +70,15 @@ def load_into(net: "nn.Module", path: Path, key: str) -> list[str]:
         key: the option that named the file, for messages.
 
     Returns:
-        What was done to the content of the file, in a few words each; nothing if it fits as it is.
+        The tensors by name, and what was done to the content of the file, in a few words each.
 
     Raises:
-        UserError: not there, not readable, a pickle with anything in it that could run code, or of another network or
-            other classes.
+        UserError: not there, not readable, or a pickle with anything in it that could run code.
     """
-    name = f"{key}={path}"
     content, notes = read(path, key)
     wanted, counters = net.state_dict(), _counters(net)
     chosen = max(_candidates(content), key=lambda candidate: _rank(candidate, wanted, counters))
     missing = {counter: wanted[counter] for counter in counters - chosen.tensors.keys()}
-    weights.load_into(net, chosen.tensors | missing, name)
     if chosen.prefix:
         notes.append(f"prefix {chosen.prefix} removed")
     if left_out := len(content) - len(chosen.tensors):
@@ -90,7 +87,7 @@ def load_into(net: "nn.Module", path: Path, key: str) -> list[str]:
         notes.append("blocks of MobileNetV2 renamed")
     if missing:
         notes.append(f"{_COUNTER} added")
-    return notes
+    return chosen.tensors | missing, notes
 
 
 def read(path: Path, key: str) -> "tuple[dict[str, Tensor], list[str]]":

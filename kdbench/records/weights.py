@@ -1,7 +1,7 @@
 """Reading and writing weights as safetensors, and loading a state dict into the network it belongs to."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,25 +43,49 @@ def save(path: Path, state: "Mapping[str, Tensor]", about: dict[str, str]) -> No
     replace_with(path, write)
 
 
-def check_classes(path: Path, key: str, num_classes: int) -> None:
+def check_classes(
+    path: Path, key: str, num_classes: int, classes: Sequence[int] | None = None, classifier: str | None = None
+) -> None:
     """Refuse a file that is not there, or by its header alone a safetensors file of other classes; so at once.
 
+    Args:
+        path: the file.
+        key: the option that named the file, for messages.
+        num_classes: of the data.
+        classes: the outputs that are the classes of the data; None if all are.
+        classifier: name of the last linear layer; None to look for the usual ones.
+
     Raises:
-        UserError: it cannot be read, or the layer that is called like a classifier has another number of outputs.
+        UserError: it cannot be read, or the layer that is called like a classifier does not have such outputs.
     """
+    heads = {f"{classifier}.weight"} if classifier else set(_HEADS)
     try:
         with safe_open(path, "numpy") as handle:
-            for name in set(_HEADS) & set(handle.keys()):
-                _check_head(handle.get_slice(name).get_shape()[0], num_classes, f"{key}={path}")
+            for name in heads & set(handle.keys()):
+                check_head(handle.get_slice(name).get_shape()[0], num_classes, f"{key}={path}", classes)
     except OSError as error:
         raise UserError(f"{key}={path} cannot be read: {error}") from error
     except SafetensorError:
         return  # not safetensors: `kdbench.records.teacher_files` decides
 
 
-def _check_head(outputs: int, num_classes: int, name: str) -> None:
-    if outputs != num_classes:
-        raise UserError(f"{name} has {outputs} classes, but the data set has {num_classes}")
+def check_head(outputs: int, num_classes: int, name: str, classes: Sequence[int] | None = None) -> None:
+    """Refuse a classifier that does not have the outputs it must have.
+
+    Args:
+        outputs: how many it has.
+        num_classes: of the data.
+        name: the option and its value that named the file, for the message.
+        classes: the outputs that are the classes of the data; None if all are.
+    """
+    if classes is not None:
+        if max(classes) >= outputs:
+            raise UserError(
+                f"teacher.classes={list(classes)} is not allowed: {name} has {outputs} classes, 0 to {outputs - 1}"
+            )
+    elif outputs != num_classes:
+        hint = "; teacher.classes=[...] says which of its outputs those are" if outputs > num_classes else ""
+        raise UserError(f"{name} has {outputs} classes, but the data set has {num_classes}{hint}")
 
 
 def read(path: Path, key: str) -> "dict[str, Tensor]":
@@ -104,7 +128,7 @@ def load_into(net: "nn.Module", state: "Mapping[str, Tensor]", name: str) -> Non
     head = {id(parameter) for parameter in classifier.parameters()} if classifier is not None else set()
     for key, value in net.named_parameters():
         if id(value) in head and value.shape[1:] == state[key].shape[1:]:
-            _check_head(len(state[key]), len(value), name)
+            check_head(len(state[key]), len(value), name)
     for key, value in wanted.items():
         if value.shape != state[key].shape:
             shape = list(state[key].shape)

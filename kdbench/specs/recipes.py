@@ -34,6 +34,34 @@ def check(recipe: Mapping[str, Any], key: str) -> None:
         raise UserError(f"{key}.ema_export=False is not allowed with {key}.ema=null: there is no average to leave out")
 
 
+def check_cutout(recipe: Mapping[str, Any], key: str, image_size: int) -> None:
+    """Refuse a square that leaves nothing of an image, wherever its centre is.
+
+    Args:
+        recipe: as for `check`.
+        key: as for `check`.
+        image_size: side of the images, in pixels.
+
+    Raises:
+        UserError: see above.
+    """
+    if recipe["cutout"] >= 2 * image_size:
+        raise UserError(
+            f"{key}.cutout={recipe['cutout']} is not allowed: it must be < {2 * image_size}, twice the side of the "
+            f"images, or nothing is left of them"
+        )
+
+
+def mixing(recipe: Mapping[str, Any], key: str) -> str | None:
+    """What mixes the labels of images, such as `recipe.mixup=0.2`; None if nothing does.
+
+    Args:
+        recipe: as for `check`.
+        key: as for `check`.
+    """
+    return next((f"{key}.{name}={recipe[name]}" for name in ("mixup", "cutmix") if recipe[name]), None)
+
+
 def check_betas(recipe: Mapping[str, Any], key: str) -> None:
     """Refuse betas that the optimiser does not have.
 

@@ -1,6 +1,7 @@
 """Resolving a checked configuration into a `RunSpec`. Every check that needs no torch happens here, once a run."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -69,22 +70,56 @@ def _check_options(config: Mapping[str, Any], sizes: Sizes) -> None:
     if (name := config["method"]["name"]) in config["plus"]:
         raise UserError(f"plus=[{name}] is not possible: it is the method already")
     recipes.check(config["recipe"], "recipe")
+    recipes.check_cutout(config["recipe"], "recipe", sizes.image_size)
     loggers.check(config["logger"])
+    _check_callbacks(config["trainer"]["callbacks"] or {})
     check_network(config["student"], "student")
     if needs_teacher(config):
+        _check_shuffle(config)
         check_network(config["teacher"], "teacher")
         _init(config, "teacher")
     if _has_teacher_file(config):
         _check_teacher_file(config, sizes)
     elif needs_teacher(config):
+        for key, of_data in (("classes", "classes"), ("mean", "normalisation"), ("std", "normalisation")):
+            if (value := config["teacher"][key]) is not None:
+                raise UserError(
+                    f"teacher.{key}={value} is not allowed without teacher.checkpoint: a teacher that kdbench trains "
+                    f"has the {of_data} of the data"
+                )
         recipes.check(config["teacher"]["recipe"], "teacher.recipe")
+        recipes.check_cutout(config["teacher"]["recipe"], "teacher.recipe", sizes.image_size)
+
+
+def _check_shuffle(config: Mapping[str, Any]) -> None:
+    if config["teacher"]["shuffle"] == "class" and (mixing := recipes.mixing(config["recipe"], "recipe")):
+        raise UserError(f"{mixing} is not possible with teacher.shuffle=class, only 0: a mixed image has two classes")
+
+
+def _check_callbacks(callbacks: Mapping[Any, Any]) -> None:
+    """Refuse what cannot be a callback; whether a class derives from Lightning's only its import can tell."""
+    for name, options in callbacks.items():
+        key, target = f"trainer.callbacks.{name}", options.get("_target_") if isinstance(options, Mapping) else None
+        if not (isinstance(name, str) and isinstance(target, str)):
+            raise UserError(
+                f"{key}={options} is not allowed: each callback is a dict under its name, with _target_, the import "
+                "path of the class, and the arguments of the class"
+            )
+        if target.partition(".")[0] in sys.stdlib_module_names:
+            raise UserError(f"{key}._target_={target} is not allowed: must be a subclass of pytorch_lightning.Callback")
+        try:
+            source_hash(target)
+        except UserError as error:
+            raise UserError(f"{key}._target_={target} is not possible: {error}") from error
 
 
 def _check_teacher_file(config: Mapping[str, Any], sizes: Sizes) -> None:
     teacher = config["teacher"]
     if teacher["init"] not in (None, config["student"]["init"]):  # teacher=self has the student's
         raise UserError(f"teacher.init={teacher['init']} is not allowed: teacher.checkpoint has all weights already")
-    weights.check_classes(Path(teacher["checkpoint"]), "teacher.checkpoint", sizes.num_classes)
+    classes, classifier = teacher["classes"], teacher["classifier"]
+    _check_classes(classes, sizes.num_classes)
+    weights.check_classes(Path(teacher["checkpoint"]), "teacher.checkpoint", sizes.num_classes, classes, classifier)
     for key in ("mean", "std"):
         values = teacher[key]
         if values is None:
@@ -101,13 +136,28 @@ def _check_teacher_file(config: Mapping[str, Any], sizes: Sizes) -> None:
             raise UserError(f"teacher.{key}={values} is not allowed: must be numbers{' > 0' if key == 'std' else ''}")
 
 
+def _check_classes(classes: Sequence[Any] | None, num_classes: int) -> None:
+    """Refuse a list that does not give each class of the data one output of the teacher."""
+    if classes is None:
+        return
+    if not all(type(output) is int and output >= 0 for output in classes) or len(set(classes)) < len(classes):
+        raise UserError(f"teacher.classes={classes} is not allowed: must be different integers >= 0")
+    if len(classes) != num_classes:
+        raise UserError(
+            f"teacher.classes={classes} is not allowed: must have one output for each of the {num_classes} classes of "
+            f"the data, not {len(classes)}"
+        )
+
+
 def _has_teacher_file(config: Mapping[str, Any]) -> bool:
     return needs_teacher(config) and bool(config["teacher"]["checkpoint"])
 
 
 def _code(config: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the source of the method, of the losses added to it, and of networks from outside."""
+    """Hashes of the source of the method, of the losses added to it, of networks from outside, and of callbacks."""
     added = {f"plus.{name}": options["_target_"] for name, options in sorted(config["plus"].items())}
+    callbacks = config["trainer"]["callbacks"] or {}
+    added |= {f"callbacks.{name}": options["_target_"] for name, options in callbacks.items()}
     targets = {"method": config["method"]["_target_"], **added}
     for group in ("student", "teacher") if _has_teacher_file(config) else ("student",):
         if config[group]["source"] == "custom":

@@ -24,8 +24,8 @@ def data_of(spec: RunSpec) -> DataModule:
         UserError: they cannot be read, or an option turns out to be impossible for them.
     """
     cfg = spec.config
-    batch_size, seed = cfg["recipe"]["batch_size"], cfg["seed"]
-    return DataModule(cfg["dataset"], cfg["imbalance"], cfg["noise"], spec.sizes, batch_size, seed).prepare()
+    groups = cfg["dataset"], cfg["imbalance"], cfg["noise"]
+    return DataModule(*groups, spec.sizes, cfg["recipe"], cfg["seed"]).prepare()
 
 
 def untrained_teacher(spec: RunSpec) -> Network | None:

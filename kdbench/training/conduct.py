@@ -71,8 +71,11 @@ def check_device(trainer: Mapping[str, Any]) -> None:
 def _rehearse(spec: RunSpec) -> None:
     """Refuse what only torch can see, before a teacher is trained: images, and networks that cannot work together."""
     sources.verify(spec.config["dataset"])  # before torch, whose import takes seconds
+    from kdbench.training import own_callbacks
     from kdbench.training.assemble import assemble, untrained_teacher
 
+    if spec.config["trainer"]["callbacks"]:
+        own_callbacks.rehearse(spec.config["trainer"], spec.directory)
     assemble(spec, untrained_teacher(spec))
 
 
@@ -81,6 +84,7 @@ def _train(spec: RunSpec, finished: Mapping[str, FinishedRun]) -> None:
 
     from kdbench.methods.machinery.meter import NonFiniteLoss
     from kdbench.training.distill import distill
+    from kdbench.training.trainer import unchanged_flags
 
     writer = RecordWriter(spec.directory)
     with writer.claimed():
@@ -90,7 +94,7 @@ def _train(spec: RunSpec, finished: Mapping[str, FinishedRun]) -> None:
             _say_done(spec)
             return
         try:
-            with writer.recorded(spec.config):
+            with writer.recorded(spec.config), unchanged_flags():
                 distill(spec, finished, writer)
         except (NonFiniteLoss, OSError, OutOfMemoryError) as error:
             why = reason(error)

@@ -90,7 +90,7 @@ def _data(record: Record) -> DataModule:
     cfg = record.config
     sources.check(cfg["dataset"])
     groups = cfg["dataset"], cfg["imbalance"], cfg["noise"]
-    data = DataModule(*groups, sizes_of(record), cfg["recipe"]["batch_size"], cfg["seed"]).prepare()
+    data = DataModule(*groups, sizes_of(record), cfg["recipe"], cfg["seed"]).prepare()
     if data.labels_hash != record.finished["labels_hash"]:
         raise UserError(f"{record.directory.name}: dataset={cfg['dataset']['name']} is not what it was trained on")
     return data
@@ -153,7 +153,7 @@ def attacked(
 
 
 def _first(loader: Any, count: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels, _ in loader:
+    for images, labels, *_ in loader:
         if count is not None:
             images, labels = images[:count], labels[:count]
             count -= len(labels)

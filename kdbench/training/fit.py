@@ -14,10 +14,11 @@ from kdbench.loggers import Guarded
 from kdbench.methods.machinery.module import DistillationModule
 from kdbench.records import checkpoints
 from kdbench.records.writer import RecordWriter
+from kdbench.training import own_callbacks
 from kdbench.training.averaging import Averaging
 from kdbench.training.callbacks import History, Saver, Stages, Streams
 from kdbench.training.progress import ProgressDisplay
-from kdbench.training.trainer import make_trainer
+from kdbench.training.trainer import make_profiler, make_trainer
 
 log = logging.getLogger("kdbench")
 
@@ -40,8 +41,11 @@ def fit(
     history = History(writer, data, mirror, display, options["test_every"], averaging)
     saver = Saver(writer, options["checkpoint_seconds"])
     averages = [averaging] if averaging else []
-    callbacks = [Stages(), Streams(config["seed"], data), *averages, history, saver, display]
-    trainer = make_trainer(options, epochs, record.directory, callbacks, config["recipe"]["accumulate"])
+    # the user's come before those that read the weights at the end of a step or an epoch, and before the one that saves
+    own = own_callbacks.create(options["callbacks"])
+    callbacks = [Stages(), Streams(config["seed"], data), *own, *averages, history, saver, display]
+    profiler = make_profiler(options["profiler"], record.directory)
+    trainer = make_trainer(options, epochs, record.directory, callbacks, config["recipe"]["accumulate"], profiler)
     start = checkpoints.newest(record.checkpoints)
     if start:
         log.info("continuing at epoch %d of %d", checkpoints.next_epoch(start) + 1, epochs)
@@ -52,11 +56,14 @@ def fit(
         torch.cuda.reset_peak_memory_stats(device)
     with display.showing(epochs):
         try:
-            trainer.fit(method, datamodule=data, ckpt_path=start, weights_only=True)
+            with own_callbacks.refusing():
+                trainer.fit(method, datamodule=data, ckpt_path=start, weights_only=True)
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
                 raise end.__context__ from None
             raise
+    if profiler:
+        log.info("profile: %s", record.directory / "fit-profile.txt")
     method.to(device)
     scores = score(trainer, method, data.test_dataloader(), method.predictions)
     if averaging and averaging.exported:  # the other classifiers and the ensemble are those that were trained together

@@ -11,10 +11,11 @@ from kdbench.data.sources import Sizes
 from kdbench.errors import UserError
 from kdbench.evaluation.passes import score
 from kdbench.methods.ce import CE
+from kdbench.models import fitting
 from kdbench.models.build import build
 from kdbench.models.features import Network
 from kdbench.models.trained import trained_network
-from kdbench.records import teacher_files
+from kdbench.records import teacher_files, weights
 from kdbench.specs.spec import FinishedRun, RunSpec
 from kdbench.training.trainer import make_trainer
 
@@ -62,10 +63,10 @@ def teacher_of(spec: RunSpec, finished: Mapping[str, FinishedRun], data: DataMod
 
 
 def network_from_file(teacher: Mapping[str, Any], sizes: Sizes) -> Network:
-    """The network of `teacher.checkpoint`; what was done to the file's names is logged.
+    """The network of `teacher.checkpoint`; what was done to the file's names and tensors is logged.
 
     Args:
-        teacher: the `teacher` group.
+        teacher: the `teacher` group; that of an older record may lack `classes`.
         sizes: of the data.
 
     Raises:
@@ -74,9 +75,14 @@ def network_from_file(teacher: Mapping[str, Any], sizes: Sizes) -> Network:
     mean, std = (_by_channel(teacher[key], sizes.in_chans) for key in ("mean", "std"))
     known = sizes._replace(mean=mean or sizes.mean, std=std or sizes.std)
     network = build(**network_options(teacher), **known._asdict())
-    path = Path(teacher["checkpoint"])
-    if notes := teacher_files.load_into(network.net, path, "teacher.checkpoint"):
-        log.info("teacher.checkpoint=%s: %s", path, ", ".join(notes))
+    path, classes = Path(teacher["checkpoint"]), teacher.get("classes")
+    name = f"teacher.checkpoint={path}"
+    state, notes = teacher_files.state_for(network.net, path, "teacher.checkpoint")
+    state = fitting.of_classes(network, state, classes, name)
+    state, resampled = fitting.resampled(network, state, name)
+    weights.load_into(network.net, state, name)
+    if notes := [*notes, *(["only the outputs teacher.classes kept"] if classes is not None else []), *resampled]:
+        log.info("%s: %s", name, ", ".join(notes))
     return network
 
 

@@ -98,7 +98,7 @@ def test_the_header_of_a_preset_says_how_to_run_it_and_its_smoke_form_composes(p
 
 def test_networks_are_options_of_both_groups():
     cfg = from_overrides(["student=wrn_16_2", "teacher=timm", "teacher.name=resnet18"])
-    plain = {"kwargs": {}, "stages": None, "classifier": None, "init": None}
+    plain = {"kwargs": {}, "stages": None, "classifier": None, "image_size": None, "init": None}
     assert cfg["student"] == {"source": "cifar", "name": "wrn_16_2", **plain}
     assert (cfg["teacher"]["source"], cfg["teacher"]["name"]) == ("timm", "resnet18")
 

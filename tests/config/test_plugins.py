@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from kdbench.commands.ls import rows
 from kdbench.config import plugins
 from kdbench.config.groups import addable_methods, header, is_outside, options
 from kdbench.config.overrides import from_overrides
@@ -208,3 +209,20 @@ def test_the_source_of_a_network_from_outside_is_part_of_the_identity(plugin):
     assert spec_of(overrides).id == before.id
     plugin("my_networks.py", NETWORK.replace("8, 3)", "8, 5)"))
     assert spec_of(overrides).id != before.id
+
+
+def test_a_network_of_a_plugin_has_rules_and_fixed_keys_and_is_listed(plugin):
+    plugin("my_networks.py", NETWORK.replace("in_chans):", "in_chans, width=8):"))
+    plugin(
+        "conf/student/mini.yaml",
+        "# Mini\ndefaults: [_base, _self_]\nsource: custom  # fixed: outside\nname: my_networks.small  # fixed: it\n"
+        "kwargs:\n  width: 8  # int >= 1: channels\nclassifier: '3'  # fixed: last\n",
+    )
+    assert spec_of([*TINY, "student=mini", "student.kwargs.width=4"]).config["student"]["kwargs"] == {"width": 4}
+    assert "student.kwargs.width=0 is not allowed: it must be int >= 1" in refused(
+        "student=mini", "student.kwargs.width=0"
+    )
+    assert "student=mini fixes it at my_networks.small" in refused("student=mini", "student.name=my_networks.other")
+    assert "student.init=3 is not allowed" in refused("student=mini", "student.init=3")  # a rule of _base
+    assert ("mini", "Mini", "", "", "") in rows("student")
+    assert "mini" not in [row[0] for row in rows("teacher")]

@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -76,6 +78,22 @@ def test_images_in_subfolders_of_a_class_count_and_other_files_do_not(tmp_path):
         "bee/000.png",
     ]
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    root = plant(tmp_path / "t")
+    (root / "train/bee/more").mkdir()
+    original = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", path)
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    tree = folder.find(root, "dataset.root")
+    with pytest.raises(UserError, match=r"train/bee/more: cannot be read \(Permission denied\)$"):
+        folder.listing(tree.train, tree.classes)
 
 
 def test_val_serves_as_the_test_folder_unless_test_has_the_classes(tmp_path):
@@ -195,3 +213,56 @@ def test_image_size_defaults_to_that_of_a_square_first_image(tmp_path, shape):
     else:
         with pytest.raises(UserError, match=r"dataset\.image_size=null.*0\.png is 10x12, not square"):
             sources.image_size(config)
+
+
+# ------------------------------------------------------------------------------------------------- pixels of more bits
+
+DEEP = np.array([[0, 255, 256, 32767], [32768, 43690, 65280, 65535]], np.uint16)
+
+
+def opened(path, channels=1):
+    return np.asarray(folder.open_image(os.fsencode(path), channels))
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff", "pgm"])
+def test_images_of_16_bits_keep_their_high_bytes(tmp_path, ending):
+    Image.fromarray(DEEP).save(tmp_path / f"x.{ending}")
+    assert opened(tmp_path / f"x.{ending}").tolist() == [[0, 0, 1, 127], [128, 170, 255, 255]]
+    assert np.array_equal(opened(tmp_path / f"x.{ending}", 3), np.stack([DEEP >> 8] * 3, axis=-1))
+
+
+def test_an_image_of_16_bits_in_big_endian_order(tmp_path):
+    Image.frombytes("I;16B", (4, 2), DEEP.astype(">u2").tobytes()).save(tmp_path / "x.tiff")
+    assert np.array_equal(opened(tmp_path / "x.tiff"), DEEP >> 8)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_grey_of_16_bits_is_read_as_colours_of_16_bits_are(tmp_path):
+    rows = b"".join(
+        b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in DEEP
+    )  # Pillow cannot write such a file
+    parts = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 2, 16, 2, 0, 0, 0)), chunk(b"IDAT", zlib.compress(rows))
+    (tmp_path / "colour.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b""))
+    Image.fromarray(DEEP).save(tmp_path / "grey.png")
+    assert np.array_equal(opened(tmp_path / "colour.png", 3), opened(tmp_path / "grey.png", 3))
+
+
+def test_8_bits_stored_as_16_are_the_same_picture(tmp_path):
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(grey * 257).save(tmp_path / "x.png")
+    assert np.array_equal(opened(tmp_path / "x.png"), grey)
+
+
+@pytest.mark.parametrize(("pixels", "mode"), [(np.float32([[0.2, 0.8]]), "F"), (np.int32([[0, 70000]]), "I")])
+def test_pixels_without_a_range_are_refused_before_training(tmp_path, pixels, mode):
+    root = plant(tmp_path / "t")
+    image = root / "train/bee/x.tiff"
+    Image.fromarray(pixels).save(image)
+    expected = f"{image}: has 32-bit pixels (Pillow mode {mode}), whose range is not known; save it with 8 or 16 bits"
+    assert refusal(image_folder(root, loader="resident")) == expected
+    with pytest.raises(UserError) as error:
+        sources.verify(image_folder(root))
+    assert str(error.value) == expected

@@ -7,7 +7,7 @@ import torch
 
 from kdbench.data.batch import Training
 from kdbench.data.resident import ResidentLoader
-from tests.helpers.data import part, same
+from tests.helpers.data import part, same, tensors
 
 AUGMENTED = Training(seed=3, crop_padding=2, padding_mode="zero", flip=True)
 
@@ -35,7 +35,7 @@ def test_a_batch_is_the_literal_crop_and_flip_of_each_image(mode, channels):
     order, corner, flip = (t.tolist() for t in loader._draw())
     i = 0
     for batch in loader:
-        for image, label, index in zip(*batch, strict=True):
+        for image, label, index in zip(*batch[:3], strict=True):
             position = order[i]
             assert (label, index) == (data.labels[position], data.index[position])
             top, left = divmod(corner[i] - position * 10 * 10, 10)
@@ -138,7 +138,7 @@ from kdbench.data.resident import ResidentLoader
 images = np.random.default_rng(0).integers(0, 256, (10, 6, 6, 3), np.uint8)
 loader = ResidentLoader(Part(images, np.arange(10), np.arange(10)), 4, training=Training(3, 2, "zero", True))
 loader.set_epoch(9)
-batches_hash = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for b in loader for t in b)).hexdigest()
+batches_hash = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for b in loader for t in b[:3])).hexdigest()
 """
 
 
@@ -154,5 +154,5 @@ def test_another_process_draws_the_same_batches():
 def test_batches_are_on_the_gpu_and_equal_those_on_the_cpu():
     cpu = list(ResidentLoader(part(64), 8, "cpu", AUGMENTED))
     gpu = list(ResidentLoader(part(64), 8, "cuda", AUGMENTED))
-    assert all(t.is_cuda for b in gpu for t in b)
-    assert same(cpu, (b._make(t.cpu() for t in b) for b in gpu))
+    assert all(t.is_cuda for b in gpu for t in tensors(b))
+    assert same(cpu, (b._make(t.cpu() for t in b[:3]) for b in gpu))

@@ -60,7 +60,7 @@ def test_augmented_images_are_crops_of_the_padded_image(mode):
     data = part(8)
     padded = np.pad(data.images, ((0, 0), (2, 2), (2, 2), (0, 0)), "constant" if mode == "zero" else "reflect")
     for batch in stream(training=AUGMENTED._replace(padding_mode=mode), data=data):
-        for image, _, index in zip(*batch, strict=True):
+        for image, _, index in zip(*batch[:3], strict=True):
             pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
             source = padded[index // 10]
             crops = [source[y : y + 6, x : x + 6] for y in range(5) for x in range(5)]

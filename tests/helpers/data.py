@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from kdbench.config.groups import CONF
+from kdbench.config.groups import CONF, content
 from kdbench.data import imbalance as class_imbalance
 from kdbench.data import noise as label_noise
 from kdbench.data import sources
@@ -43,13 +43,15 @@ def data_module(
     noise: Mapping[str, Any] | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    **recipe: Any,
 ) -> DataModule:
-    """A DataModule of groups that are checked first, as for a run; not loaded yet."""
+    """A DataModule of groups that are checked first, as for a run; `recipe` changes its group; not loaded yet."""
     imbalance, noise = imbalance or group("imbalance", "none"), noise or group("noise", "none")
     sizes = sources.check(dataset)
     class_imbalance.check(imbalance, sizes.num_classes)
     label_noise.check(noise, sizes.num_classes, dataset["source"])
-    return DataModule(dataset, imbalance, noise, sizes, batch_size, seed)
+    recipe = {**content("recipe/crd240"), "batch_size": batch_size, **recipe}
+    return DataModule(dataset, imbalance, noise, sizes, recipe, seed)
 
 
 def module(
@@ -58,10 +60,12 @@ def module(
     batch_size: int = 64,
     seed: int = 0,
     imbalance: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> DataModule:
-    """A loaded DataModule; `changes` go to the data set's options."""
-    return data_module(group("dataset", dataset, **changes), imbalance, noise, batch_size, seed).prepare()
+    """A loaded DataModule; `recipe` changes its group, and `changes` go to the data set's options."""
+    dataset_group = group("dataset", dataset, **changes)
+    return data_module(dataset_group, imbalance, noise, batch_size, seed, **(recipe or {})).prepare()
 
 
 def part(count: int = 10, size: int = 6, channels: int = 3) -> Part:
@@ -86,5 +90,10 @@ def plant(
 
 def same(batches: Iterable[Batch], others: Iterable[Batch]) -> bool:
     """Whether two loaders give the same batches, bit for bit."""
-    pairs = list(zip(batches, others, strict=True))
+    pairs = [(tensors(a), tensors(b)) for a, b in zip(batches, others, strict=True)]
     return all(torch.equal(a, b) for left, right in pairs for a, b in zip(left, right, strict=True))
+
+
+def tensors(batch: Batch) -> list[torch.Tensor]:
+    """All tensors of a batch, with those of its partners."""
+    return [*batch[:3], *(batch.mixed or ())]

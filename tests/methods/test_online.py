@@ -18,7 +18,7 @@ def train_by_hand(networks, alternating, lr, weight_decay=5e-4):
     optimizers = [torch.optim.SGD(net.parameters(), lr, 0.9, weight_decay=weight_decay) for net in networks]
     count = len(networks)
     for _ in range(2):
-        for images, labels, _ in Loader():
+        for images, labels, *_ in Loader():
             logits = [net(images).logits for net in networks]
             targets = [z.detach() for z in logits]
             for k, (net, optimizer) in enumerate(zip(networks, optimizers, strict=True)):

@@ -7,7 +7,7 @@ import pytest
 
 from kdbench.config.overrides import from_overrides
 from kdbench.errors import UserError
-from kdbench.records.identity import Contents, identify, needs_teacher
+from kdbench.records.identity import Contents, identify, needs_teacher, teacher_file_identity
 from kdbench.specs.resolve import spec_of
 
 
@@ -29,7 +29,7 @@ def test_what_does_not_change_the_result_does_not_change_the_id(override):
 @pytest.mark.parametrize(
     "override",
     ["seed=1", "method=ce", "method.alpha=0.5", "plus=[kd]", "student=resnet14", "dataset=mnist5k",
-     "dataset.val_fraction=0", "noise=symmetric", "recipe.lr=0.1", "imbalance=step",
+     "student.image_size=16", "dataset.val_fraction=0", "noise=symmetric", "recipe.lr=0.1", "imbalance=step",
      "trainer.precision=bf16-mixed", "debug=smoke"],
 )  # fmt: skip
 def test_what_changes_the_result_changes_the_id(override):
@@ -54,6 +54,18 @@ def test_a_teachers_file_and_how_it_is_used_are_part_of_the_id(tmp_path):
         run_id("a", "teacher=resnet32"),
     ]
     assert len({once, *others}) == 5
+
+
+def test_the_classes_and_the_image_size_of_a_teachers_file_are_part_of_the_id(tmp_path):
+    (tmp_path / "t.pth").write_text("a")
+
+    def teacher(*overrides):
+        return from_overrides([f"teacher.checkpoint={tmp_path}/t.pth", *overrides])["teacher"]
+
+    chosen = [[], ["teacher.classes=[1,0]"], ["teacher.classes=[0,1]"], ["teacher.image_size=16"]]
+    assert len({teacher_file_identity(teacher(*overrides)) for overrides in chosen}) == 4
+    older = {key: value for key, value in teacher().items() if key not in ("classes", "image_size")}
+    assert teacher_file_identity(older) == teacher_file_identity(teacher())
 
 
 def test_id_is_stable_and_the_name_readable():

@@ -59,8 +59,14 @@ def loaded(tmp_path):
 
 def load(path, name="resnet8"):
     net = timm.create_model(f"cifar_{name}", num_classes=4, in_chans=1)
-    notes = teacher_files.load_into(net, path, "teacher.checkpoint")
+    notes = load_into(net, path)
     return outputs(net), notes
+
+
+def load_into(net, path):
+    state, notes = teacher_files.state_for(net, path, "teacher.checkpoint")
+    weights.load_into(net, state, f"teacher.checkpoint={path}")
+    return notes
 
 
 @pytest.fixture
@@ -311,7 +317,7 @@ def test_a_buffer_of_that_name_elsewhere_may_not_be_missing(trained, tmp_path):
     path = tmp_path / "t.pth"
     torch.save(trained.state_dict(), path)
     with pytest.raises(UserError, match=r"lacks layer1\.num_batches_tracked"):
-        teacher_files.load_into(net, path, "teacher.checkpoint")
+        load_into(net, path)
 
 
 def test_added_counters_are_zero_and_others_are_kept(trained, tmp_path):
@@ -319,7 +325,7 @@ def test_added_counters_are_zero_and_others_are_kept(trained, tmp_path):
     del state["bn1.num_batches_tracked"]
     torch.save(state, tmp_path / "t.pth")
     net = timm.create_model("cifar_resnet8", num_classes=4, in_chans=1)
-    assert teacher_files.load_into(net, tmp_path / "t.pth", "k") == ["num_batches_tracked added"]
+    assert load_into(net, tmp_path / "t.pth") == ["num_batches_tracked added"]
     assert net.bn1.num_batches_tracked == 0
     assert net.layer1[0].bn1.num_batches_tracked == 2
 

@@ -123,6 +123,59 @@ def test_mean_and_std_of_a_teacher_file_are_checked_before_training(overrides, p
     spec_of(words(checkpoint, "method=ce", *without_teacher))  # needs no teacher
 
 
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["teacher.classes=[0,1,2]"], "one output for each of the 4 classes of the data, not 3"),
+        (["teacher.classes=[]"], "one output for each of the 4 classes"),
+        (["teacher.classes=[0,1,2,2]"], "teacher.classes=[0, 1, 2, 2] is not allowed: must be different integers >= 0"),
+        (["teacher.classes=[0,1,2,-1]"], "must be different integers >= 0"),
+        (["teacher.classes=[0,1,2,true]"], "must be different integers >= 0"),
+        (["teacher.classes=[0,1,2,[3]]"], "must be different integers >= 0"),
+        (["teacher.classes=[0,1,2,4]"], "has 4 classes, 0 to 3"),
+        (["teacher.classes=[0,1,2,3]", "teacher.checkpoint=null"], "not allowed without teacher.checkpoint"),
+        (["teacher.classes=3"], "must be list or null"),
+    ],
+    ids=str,
+)
+def test_the_classes_of_a_teacher_file_are_checked_before_training(overrides, part, teacher_record, words):
+    with pytest.raises(UserError) as caught:
+        spec_of(words(f"teacher.checkpoint={teacher_record.weights}", *overrides))
+    assert "teacher.classes=" in str(caught.value)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["t.safetensors", "t.pth"])
+def test_a_teacher_file_of_more_classes_teaches_those_of_the_data(teacher_record, tiny, tmp_path, name, capsys):
+    state = load_file(teacher_record.weights)
+    order = [5, 2, 0, 6]  # the outputs of the larger file that are the classes of the data
+
+    def placed(rows):
+        larger = torch.zeros(7, *rows.shape[1:])
+        larger[order] = rows
+        return larger
+
+    path = save(tmp_path / name, teacher_record, **{key: placed(state[key]) for key in ("fc.weight", "fc.bias")})
+    run = tiny(f"teacher.checkpoint={path}", "teacher.classes=[5,2,0,6]", "recipe.epochs=1")
+    assert run.finished["teacher"]["test_accuracy"] == teacher_record.finished["test"]["accuracy"]
+    same_file = tiny(f"teacher.checkpoint={teacher_record.weights}", "recipe.epochs=1")
+    assert run.finished["test"] == same_file.finished["test"]
+    assert run.finished["teacher"]["id"] != same_file.finished["teacher"]["id"]
+    assert "only the outputs teacher.classes kept" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match=r"has 7 classes, but the data set has 4; teacher\.classes="):
+        tiny(f"teacher.checkpoint={path}", "recipe.epochs=1")
+    with pytest.raises(UserError, match=r"teacher\.classes=\[5, 2, 0, 7\] is not allowed: .* has 7 classes, 0 to 6"):
+        tiny(f"teacher.checkpoint={path}", "teacher.classes=[5,2,0,7]", "recipe.epochs=1")
+
+
+def test_a_teacher_whose_hidden_layer_is_called_like_a_classifier(words, tmp_path):
+    weights = {"fc.weight": torch.zeros(64, 3), "out.weight": torch.zeros(4, 64)}
+    save_file(weights, tmp_path / "t.safetensors")
+    own = ["teacher=custom", "teacher.name=tests.helpers.networks.Plain", "teacher.classifier=out"]
+    assert spec_of(words(f"teacher.checkpoint={tmp_path}/t.safetensors", *own)).config["teacher"]["classes"] is None
+
+
 def test_one_mean_and_std_stand_for_all_channels(tmp_path):
     net = build("resnet8", num_classes=4, in_chans=3, image_size=8, mean=[0.0] * 3, std=[1.0] * 3)
     path = tmp_path / "t.safetensors"

@@ -1,1 +1,1 @@
-"""Decoupled knowledge distillation as a plugin of kdbench."""
+"""Decoupled knowledge distillation, a small network and a data set as a plugin of kdbench."""

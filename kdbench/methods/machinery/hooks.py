@@ -20,6 +20,9 @@ class Hooks:
 
     Attributes:
         per_sample: whether the losses are means over samples; False where they compare the samples of a batch.
+        mixed_labels: whether its losses can take images with two labels, which mixup and CutMix make: they read no
+            labels, or read them through `label_loss` or `batch.over_labels` alone. Unless a method declares so, it is
+            refused together with these.
         student: the network that is trained.
         teacher: the frozen network; None where no loss needs one.
         label_weight: of the cross-entropy on the labels; a method may set it in `__init__`.
@@ -29,6 +32,7 @@ class Hooks:
     """
 
     per_sample: ClassVar[bool] = True
+    mixed_labels: ClassVar[bool] = False
 
     student: Network
     teacher: Teacher | None

@@ -19,6 +19,7 @@ from kdbench.methods.machinery.precision import without_autocast
 from kdbench.methods.machinery.shuffle import shuffled
 from kdbench.methods.machinery.stages import Progress, Stage
 from kdbench.models.features import Features, Network, Shapes
+from kdbench.specs import recipes
 
 
 class DistillationModule(Hooks, pl.LightningModule):
@@ -97,9 +98,19 @@ class DistillationModule(Hooks, pl.LightningModule):
                     f"recipe.accumulate={recipe['accumulate']} is not possible with {type(self).__name__}, only 1: "
                     f"it makes several updates on the same batch"
                 )
+            self._check_mixing(recipe)
             self.stages = [*self.first_stages(recipe), Stage("training", recipe)]
             self.stage = self.stages[0]
         return self
+
+    def _check_mixing(self, recipe: Mapping[str, Any]) -> None:
+        mixing = recipes.mixing(recipe, "recipe")
+        names = {type(self).__name__: self, **{f"plus=[{name}]": part for name, part in self._added().items()}}
+        refusing = [name for name, part in names.items() if not part.mixed_labels]
+        if mixing and refusing:
+            raise UserError(
+                f"{mixing} is not possible with {refusing[0]}, only 0: its losses do not take two labels for an image"
+            )
 
     def _added(self) -> dict[str, "DistillationModule"]:
         return cast(dict[str, DistillationModule], dict(self.plus.items()))
@@ -180,7 +191,7 @@ class DistillationModule(Hooks, pl.LightningModule):
                 teacher = shuffled(teacher.float(), batch.labels, self.shuffle)
             if self.stage.losses is not None:
                 return self.stage.losses(student, teacher, batch)
-            losses = {"ce": self.label_weight * self.label_loss(student.logits, batch.labels)}
+            losses = {"ce": self.label_weight * self.label_loss(student.logits, batch)}
             if teacher is not None:
                 teacher = self.transform_teacher(teacher, batch)
             losses |= self.losses_of(student, teacher, batch)
@@ -190,14 +201,15 @@ class DistillationModule(Hooks, pl.LightningModule):
                     losses[f"plus_{name}" if key == name else f"plus_{name}_{key}"] = loss
             return losses
 
-    def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy on the labels, smoothed as the recipe says; mean over the batch, a scalar.
 
         Args:
             logits: (B,K), float32.
-            labels: (B,).
+            batch: with the labels; of a mixed one, the mean for both labels, weighted with their shares.
         """
-        return F.cross_entropy(logits, labels, label_smoothing=self.stage.recipe["label_smoothing"])
+        smoothing = self.stage.recipe["label_smoothing"]
+        return batch.over_labels(lambda labels: F.cross_entropy(logits, labels, label_smoothing=smoothing))
 
     def measure(self, losses: Mapping[str, Tensor]) -> None:
         """Add a step's losses and watched values to the means of the epoch."""
