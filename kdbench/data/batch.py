@@ -46,12 +46,15 @@ class Batch(NamedTuple):
         labels: (B,) int64; with label noise in training and, unless `noise.clean_validation`, in validation.
         index: (B,) int64, position in the source's training (or test) set, regardless of subset and split.
         mixed: what was mixed in; None where nothing was. `labels` and `index` are those of the batch's own images.
+        views: (B,) int64, which view of its image each is: crops and flips of all training images are counted through.
+            None where they cannot be counted.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     mixed: Mixed | None = None
+    views: Tensor | None = None
 
     def over_labels(self, value: Callable[[Tensor], Tensor]) -> Tensor:
         """The value for the labels of the batch; in a mixed batch, the weighted mean of those for both labels.
@@ -95,6 +98,13 @@ class Training(NamedTuple):
     padding_mode: str
     flip: bool
     augment: str = "none"
+
+    @property
+    def views(self) -> int | None:
+        """Number of different views of an image; None where they cannot be counted."""
+        if self.crop_padding is None or self.augment != "none":
+            return None
+        return (2 * self.crop_padding + 1) ** 2 * (1 + self.flip)
 
 
 class Loader(Protocol):

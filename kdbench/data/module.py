@@ -48,6 +48,7 @@ class DataModule(pl.LightningDataModule):
             `mean` and `std`; everything below is known only afterwards.
         mean, std: one value per channel, for networks to normalise with; 0 and 1 with `dataset.normalize=false`.
         classes: names of the classes.
+        source_size: number of images in the source's training set.
         train_size, val_size, test_size: number of samples in each part.
         wrong_size, wrong_true: number of images in `wrong_dataloader`, and their true labels, (wrong_size,) int64.
         train_index, train_labels, true_labels: (train_size,) int64 of the training part: position in the source's
@@ -99,7 +100,7 @@ class DataModule(pl.LightningDataModule):
         if self._parts:
             return
         train, test = sources.load(self.dataset, self.sizes)
-        self.classes = train.classes
+        self.classes, self.source_size = train.classes, len(train.labels)
         index = class_imbalance.subset(train.labels, self.imbalance, self.num_classes)
         true = train.labels[index]
         labels = label_noise.corrupt(true, self.num_classes, self.noise, self._noise_source(train, index))
@@ -196,6 +197,17 @@ class DataModule(pl.LightningDataModule):
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
+    @property
+    def _training(self) -> Training:
+        config = self.dataset
+        crop_and_flip = config["crop_padding"], config["padding_mode"], config["flip"]
+        return Training(self.seed, *crop_and_flip, self.recipe["augment"])
+
+    @property
+    def views(self) -> int | None:
+        """Number of different views of a training image; None where they cannot be counted."""
+        return self._training.views if self.resident and not self._changes() else None
+
     def _changes(self) -> list[Change]:
         """What the recipe does to finished batches of training."""
         recipe, changes = self.recipe, list[Change]()
@@ -213,8 +225,7 @@ class DataModule(pl.LightningDataModule):
         batch_size, augmentation = max(self.batch_size, EVAL_BATCH_SIZE), None
         if training:
             batch_size = self.batch_size
-            crop_and_flip = config["crop_padding"], config["padding_mode"], config["flip"]
-            augmentation = Training(self.seed, *crop_and_flip, self.recipe["augment"])
+            augmentation = self._training
         if self.resident:
             return ResidentLoader(part, batch_size, device, augmentation)
         return StreamingLoader(

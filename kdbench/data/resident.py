@@ -78,24 +78,28 @@ class ResidentLoader:
         """Choose the epoch whose order and augmentation the next iteration uses."""
         self.epoch = epoch
 
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample order, first pixel of each sample's crop, and its flip (0 or 1): (N,) int64 each."""
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Order of the samples; first pixel, flip (0 or 1) and number of each one's view: (N,) int64 each."""
         first = torch.arange(self._count) * self._side**2
         if self.training is None:
-            return torch.arange(self._count), first, torch.zeros(self._count, dtype=torch.int64)
+            nothing = torch.zeros(self._count, dtype=torch.int64)
+            return torch.arange(self._count), first, nothing, nothing
         seed, epoch = self.training.seed, self.epoch
         order = torch.randperm(self._count, generator=stream(seed, "order", epoch))
         shift = torch.randint(self._shifts, (2, self._count), generator=stream(seed, "crop", epoch))
         flip = torch.randint(1 + self.training.flip, (self._count,), generator=stream(seed, "flip", epoch))
-        return order, (first + shift[0] * self._side + shift[1])[order], flip[order]
+        crop = self._numbers * self._shifts**2 + shift[0] * self._shifts + shift[1]
+        view = crop * (1 + self.training.flip) + flip
+        return order, (first + shift[0] * self._side + shift[1])[order], flip[order], view[order]
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the current epoch; the epoch is read when the first batch is requested."""
         epoch, drawn = self.epoch, self._draw()
         numbers = self._numbers[drawn[0]]
-        order, corner, flip = (column.to(self.device) for column in drawn)
-        columns = (corner, flip, self._labels[order], self._index[order], numbers)
-        for _, first, flipped, labels, index, batch_numbers in zip(
+        order, corner, flip, view = (column.to(self.device) for column in drawn)
+        columns = (corner, flip, self._labels[order], self._index[order], view, numbers)
+        counted = self.training is not None and self.training.views is not None
+        for _, first, flipped, labels, index, views, batch_numbers in zip(
             range(len(self)), *(column.split(self.batch_size) for column in columns), strict=False
         ):
             positions = first[:, None, None] + self._windows[flipped]
@@ -103,7 +107,7 @@ class ResidentLoader:
             pixels = self._pixels.index_select(0, positions.view(-1)).view(*positions.shape, -1)
             if self._policy is not None:
                 pixels = self._operate(self._policy, pixels, epoch, batch_numbers.tolist())
-            yield Batch(to_images(pixels), labels, index)
+            yield Batch(to_images(pixels), labels, index, views=views if counted else None)
 
     @staticmethod
     def _operate(policy: Policy, pixels: Tensor, epoch: int, numbers: list[int]) -> Tensor:

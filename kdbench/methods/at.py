@@ -49,6 +49,7 @@ class AT(Method):
     """The student imitates the teacher's attention maps."""
 
     mixed_labels = True
+    reads = ("stages",)
 
     def __init__(self, weight: float, power: float, stages: StageChoice, variant: str) -> None:
         super().__init__()

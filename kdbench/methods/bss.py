@@ -119,6 +119,8 @@ def boundary_samples(
 class BSS(Method):
     """Soft targets, also for samples near the teacher's decision boundary."""
 
+    reads = ("logits", "network")
+
     def __init__(
         self,
         temperature: float,
@@ -143,7 +145,7 @@ class BSS(Method):
 
     def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Also `bss`, as long as its weight is not 0."""
-        student, teacher = self.forward_both(batch.images)
+        student, teacher = self.forward_both(batch)
         losses = self.named_losses(student, teacher, batch)
         weight = linear_decay(self.attack_start, 0.0, self.attack_until, *self.progress)
         if weight > 0:
@@ -158,9 +160,9 @@ class BSS(Method):
             target = attack_classes(teacher.float()[index])
         scale = self.teacher.network.scale
         images = boundary_samples(self._score, batch.images[index], target, self.steps, self.step_size, scale)
-        student_features, teacher_features = self.forward_both(images)
+        student_logits, teacher_logits = self.student(images).logits, self.teacher(images).logits
         with without_autocast(batch.images):
-            student, teacher = student_features.logits.float(), teacher_features.logits.float()
+            student, teacher = student_logits.float(), teacher_logits.float()
             return (weights * soft_cross_entropy(student, teacher, self.temperature)).sum()
 
     def _score(self, images: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class DML(SeveralOptimizers, MethodWithoutTeacher):
     def peer_losses(self, k: int, batch: Batch) -> dict[str, Tensor]:
         """The losses of peer k; to be called for k = 0, 1, 2 ... in this order."""
         if k == 0:
-            student, teacher = self.forward_both(batch.images)
+            student, teacher = self.forward_both(batch)
             self.predicted = [student.logits, *(peer(batch.images).logits for peer in self.peers)]
             losses = self.named_losses(student, teacher, batch)  # includes those of `plus`
         else:

@@ -75,6 +75,7 @@ class FitNet(Method):
     """The student's stage map, after a regressor, imitates the teacher's."""
 
     mixed_labels = True
+    reads = ("stages", "logits")
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class FSP(Method):
     """The student imitates the flow from one stage of the teacher to the next."""
 
     mixed_labels = True
+    reads = ("stages",)
 
     def __init__(
         self,

@@ -50,6 +50,7 @@ class KD(Method):
     """Soft targets: the student learns the teacher's softened outputs."""
 
     mixed_labels = True
+    reads = ("logits",)
 
     def __init__(self, temperature: float, alpha: float) -> None:
         super().__init__()

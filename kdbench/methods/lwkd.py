@@ -199,7 +199,7 @@ class LWKD(SeveralOptimizers, MethodWithoutTeacher):
 
     def student_losses(self, batch: Batch) -> dict[str, Tensor]:
         """All losses of the student."""
-        return self.named_losses(*self.forward_both(batch.images), batch)
+        return self.named_losses(*self.forward_both(batch), batch)
 
     def discriminator_losses(self, batch: Batch) -> dict[str, Tensor]:
         """`discriminator`, its loss on the outputs of the same batch that the student was updated with."""

@@ -39,9 +39,9 @@ class Method(DistillationModule):
         """Named losses beside the cross-entropy on the labels, each already weighted; float32 scalars."""
         raise NotImplementedError
 
-    def forward_both(self, images: Tensor) -> tuple[Features, Features]:
-        """Features of student and teacher for images (B,C,H,W) in [0,1], in the run's precision."""
-        return self.student(images), self.teacher(images)
+    def forward_both(self, batch: Batch) -> tuple[Features, Features]:
+        """Features of student and teacher for a batch, in the run's precision."""
+        return self.student(batch.images), self.teacher.answers(batch)
 
     def prepare_for(self, student: Shapes, teacher: Shapes | None) -> None:
         """Call `prepare`.
@@ -61,6 +61,8 @@ class Method(DistillationModule):
 
 class MethodWithoutTeacher(DistillationModule):
     """A method whose own losses need no teacher, though a loss added to it may need one."""
+
+    reads = ()
 
     def prepare(self, student: Shapes) -> None:
         """Create train-only modules from the shapes of the features; raise `UserError` if the student cannot work."""

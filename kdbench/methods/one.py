@@ -105,7 +105,7 @@ class ONE(MethodWithoutTeacher):
 
     def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
         """`ce` of branch 0, `branches_ce` of the others, `ensemble_ce` and `one`."""
-        student, teacher = self.forward_both(batch.images)
+        student, teacher = self.forward_both(batch)
         logits, shared = self.split(student)
         losses = self.named_losses(student, teacher, batch)
         with without_autocast(batch.images):

@@ -56,6 +56,7 @@ class RKD(Method):
 
     per_sample = False
     mixed_labels = True
+    reads = ("embedding",)
 
     def __init__(self, distance_weight: float, angle_weight: float, normalize: bool) -> None:
         super().__init__()

@@ -34,6 +34,7 @@ class SP(Method):
 
     per_sample = False
     mixed_labels = True
+    reads = ("stages",)
 
     def __init__(self, weight: float, stages: StageChoice) -> None:
         super().__init__()

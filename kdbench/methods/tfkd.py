@@ -68,6 +68,7 @@ class TfKDSelf(Method):
     """Soft targets from a teacher of the student's own architecture."""
 
     mixed_labels = True
+    reads = ("logits",)
 
     def __init__(self, temperature: float, alpha: float, multiplier: float, reduction: str) -> None:
         super().__init__()

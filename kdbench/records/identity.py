@@ -98,6 +98,8 @@ def facts_of(
     }
     if "teacher" in teachers:
         facts["shuffle"] = cfg["teacher"]["shuffle"]
+        if cfg["teacher"]["cache_rounding"] != "exact":
+            facts["answers"] = cfg["teacher"]["cache_rounding"]
     if cfg["noise"]["name"] == "none":  # all validation labels are clean then
         del facts["noise"]["clean_validation"]
     if contents.labels:

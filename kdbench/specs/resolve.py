@@ -78,6 +78,11 @@ def _check_options(config: Mapping[str, Any], sizes: Sizes) -> None:
         _check_shuffle(config)
         check_network(config["teacher"], "teacher")
         _init(config, "teacher")
+        if config["teacher"]["cache_rounding"] != "exact" and config["teacher"]["cache"] != "always":
+            raise UserError(
+                f"teacher.cache_rounding={config['teacher']['cache_rounding']} is not allowed with "
+                f"teacher.cache={config['teacher']['cache']}, only with always"
+            )
     if _has_teacher_file(config):
         _check_teacher_file(config, sizes)
     elif needs_teacher(config):

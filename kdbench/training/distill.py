@@ -45,7 +45,7 @@ def distill(spec: RunSpec, finished: Mapping[str, FinishedRun], writer: RecordWr
     mirror = loggers.start(spec.config["logger"], _info(spec))
     exit_code = 1
     try:
-        measured = fit(method, data, spec.config, writer, mirror, display)
+        measured = fit(method, data, spec, writer, mirror, display)
         weights.save(writer.record.weights, method.export(), {"name": spec.config["student"]["name"], "run": spec.id})
         measured["cost"] |= {
             "teacher_seconds": _training_seconds(finished),

@@ -2,7 +2,6 @@
 
 import logging
 import resource
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from kdbench.loggers import Guarded
 from kdbench.methods.machinery.module import DistillationModule
 from kdbench.records import checkpoints
 from kdbench.records.writer import RecordWriter
-from kdbench.training import own_callbacks
+from kdbench.specs.spec import RunSpec
+from kdbench.training import own_callbacks, view_cache
 from kdbench.training.averaging import Averaging
 from kdbench.training.callbacks import History, Saver, Stages, Streams
 from kdbench.training.progress import ProgressDisplay
@@ -26,7 +26,7 @@ log = logging.getLogger("kdbench")
 def fit(
     method: DistillationModule,
     data: DataModule,
-    config: Mapping[str, Any],
+    spec: RunSpec,
     writer: RecordWriter,
     mirror: Guarded,
     display: ProgressDisplay,
@@ -36,7 +36,8 @@ def fit(
     Returns:
         The measured part of the result: `test`, `fidelity`, `members`, `val`, `best_on_test`, `cost`.
     """
-    options, epochs, record = config["trainer"], method.total_epochs, writer.record
+    config, epochs, record = spec.config, method.total_epochs, writer.record
+    options = config["trainer"]
     averaging = Averaging.of(config["recipe"])
     history = History(writer, data, mirror, display, options["test_every"], averaging)
     saver = Saver(writer, options["checkpoint_seconds"])
@@ -54,6 +55,7 @@ def fit(
     device = trainer.strategy.root_device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    cache = view_cache.start(spec, method, data, device)
     with display.showing(epochs):
         try:
             with own_callbacks.refusing():
@@ -84,6 +86,7 @@ def fit(
             "train_seconds": history.seconds,
             "images_per_second": history.images / history.seconds if history.seconds else None,
             "peak_memory_bytes": peak_memory(device),
+            "teacher_answers_read": cache.read / cache.asked if cache and cache.asked else None,
         },
     }
 

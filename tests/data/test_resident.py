@@ -32,7 +32,7 @@ def test_a_batch_is_the_literal_crop_and_flip_of_each_image(mode, channels):
     data = part(7, size=6, channels=channels)
     loader = ResidentLoader(data, 3, training=AUGMENTED._replace(padding_mode=mode))
     loader.set_epoch(5)
-    order, corner, flip = (t.tolist() for t in loader._draw())
+    order, corner, flip, _ = (t.tolist() for t in loader._draw())
     i = 0
     for batch in loader:
         for image, label, index in zip(*batch[:3], strict=True):
@@ -47,9 +47,30 @@ def test_a_batch_is_the_literal_crop_and_flip_of_each_image(mode, channels):
     assert i == 6
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_views_with_the_same_number_are_the_same_and_others_differ(flip):
+    training = AUGMENTED._replace(flip=flip, padding_mode="reflect")
+    loader, seen = ResidentLoader(part(7, size=6), 3, training=training), {}
+    for epoch in range(200):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            for image, index, view in zip(batch.images, batch.index.tolist(), batch.views.tolist(), strict=True):
+                assert view // training.views == index  # in the source, not in this part of it
+                assert torch.equal(seen.setdefault(view, image), image)
+    assert training.views == 25 * (1 + flip)
+    assert len(seen) > 0.95 * 7 * training.views  # nearly all have been met
+    assert len({image.numpy().tobytes() for image in seen.values()}) == len(seen)
+
+
+def test_views_are_not_counted_in_evaluation_or_with_random_operations():
+    assert all(batch.views is None for batch in ResidentLoader(part(7), 3))
+    training = AUGMENTED._replace(augment="randaugment")
+    assert all(batch.views is None for batch in ResidentLoader(part(7), 3, training=training))
+
+
 def test_all_offsets_and_both_flips_are_equally_likely():
     loader = ResidentLoader(part(20_000, size=2), 100, training=AUGMENTED)
-    order, corner, flip = loader._draw()
+    order, corner, flip, _ = loader._draw()
     offset = corner - order * 36
     counts = torch.bincount(offset // 6 * 5 + offset % 6, minlength=25)
     assert len(counts) == 25

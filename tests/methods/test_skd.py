@@ -146,7 +146,7 @@ def test_losses_and_their_gradient(softening, anchor, in_float64):
     losses = method.batch_losses(BATCH)
     assert ("anchor" in losses) == (anchor > 0)
 
-    student, teacher = (features.logits for features in method.forward_both(BATCH.images))
+    student, teacher = (features.logits for features in method.forward_both(BATCH))
     raw, simplified = teacher / softening, literal_simplified(simplifier, teacher, 2, softening)
     q, p, r = ((z / 4).softmax(1) for z in (student, simplified, raw))
     anchor_loss = anchor * 16 * divergence(r, p)

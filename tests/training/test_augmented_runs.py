@@ -61,14 +61,14 @@ def test_a_run_that_breaks_off_continues_to_the_same_bits(tiny, tmp_path, monkey
 def test_student_and_teacher_see_the_images_of_the_loader(tiny, words, monkeypatch):
     original, trained = Method.forward_both, []
 
-    def recorded(self, images):
+    def recorded(self, batch):
         seen = {}
         networks = {"student": self.student, "teacher": self.teacher.network}
         hooks = [
             network.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0].clone()}))
             for name, network in networks.items()
         ]
-        features = original(self, images)
+        features = original(self, batch)
         for hook in hooks:
             hook.remove()
         trained.append(seen)

@@ -1,20 +1,32 @@
 """The teacher of a run: a network that nothing changes."""
 
+from collections.abc import Callable
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from kdbench.data.batch import Batch
 from kdbench.models.features import Features, Network
 
 
 class Teacher(nn.Module):
-    """A frozen network: its weights need no gradients, and it is always in eval mode."""
+    """A frozen network: its weights need no gradients, and it is always in eval mode.
+
+    Attributes:
+        network: the network.
+        answers: its features for a training batch: `compute`, or what can give the same without a forward pass.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
+        self.answers: Callable[[Batch], Features] = self.compute
         self.train(False)
+
+    def compute(self, batch: Batch) -> Features:
+        """Features of the images of a batch, as constants."""
+        return self(batch.images)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, whatever `mode` is."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kdbench.data.batch import Batch
 from kdbench.data.streams import derive
 from kdbench.methods.machinery.frozen import Teacher
+from kdbench.methods.machinery.reads import EVERYTHING
 from kdbench.methods.machinery.stages import Progress, Stage
 from kdbench.models.build import build
 from kdbench.models.features import Features, Network
@@ -23,6 +24,8 @@ class Hooks:
         mixed_labels: whether its losses can take images with two labels, which mixup and CutMix make: they read no
             labels, or read them through `label_loss` or `batch.over_labels` alone. Unless a method declares so, it is
             refused together with these.
+        reads: what its losses read of the teacher's features, `stages`, `embedding` and `logits`, and `network` if they
+            call the teacher themselves. Nothing else is given to them. Logits and embeddings can be kept between runs.
         student: the network that is trained.
         teacher: the frozen network; None where no loss needs one.
         label_weight: of the cross-entropy on the labels; a method may set it in `__init__`.
@@ -33,6 +36,7 @@ class Hooks:
 
     per_sample: ClassVar[bool] = True
     mixed_labels: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = EVERYTHING
 
     student: Network
     teacher: Teacher | None

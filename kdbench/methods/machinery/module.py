@@ -16,6 +16,7 @@ from kdbench.methods.machinery.frozen import Teacher
 from kdbench.methods.machinery.hooks import Hooks
 from kdbench.methods.machinery.meter import Meter
 from kdbench.methods.machinery.precision import without_autocast
+from kdbench.methods.machinery.reads import declared, transformed
 from kdbench.methods.machinery.shuffle import shuffled
 from kdbench.methods.machinery.stages import Progress, Stage
 from kdbench.models.features import Features, Network, Shapes
@@ -118,6 +119,10 @@ class DistillationModule(Hooks, pl.LightningModule):
     def _parts(self) -> Iterable["DistillationModule"]:
         return (self, *self._added().values())
 
+    def teacher_reads(self) -> set[str]:
+        """What the method and the losses added to it read of the teacher."""
+        return {name for part in self._parts() for name in part.reads}
+
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         if teacher := getattr(self, "teacher", None):
             teacher._apply(fn, recurse)
@@ -177,11 +182,11 @@ class DistillationModule(Hooks, pl.LightningModule):
 
     def batch_losses(self, batch: Batch) -> dict[str, Tensor]:
         """All weighted losses of a batch, by name."""
-        return self.named_losses(*self.forward_both(batch.images), batch)
+        return self.named_losses(*self.forward_both(batch), batch)
 
-    def forward_both(self, images: Tensor) -> tuple[Features, Features | None]:
-        """Features of student and teacher for images (B,C,H,W) in [0,1], in the run's precision."""
-        return self.student(images), None if self.teacher is None else self.teacher(images)
+    def forward_both(self, batch: Batch) -> tuple[Features, Features | None]:
+        """Features of student and teacher for a batch, in the run's precision."""
+        return self.student(batch.images), None if self.teacher is None else self.teacher.answers(batch)
 
     def named_losses(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
         """The weighted losses of the current stage, in float32: `ce`, the method's, and `plus_<name>` for `plus`."""
@@ -190,14 +195,14 @@ class DistillationModule(Hooks, pl.LightningModule):
             if teacher is not None:
                 teacher = shuffled(teacher.float(), batch.labels, self.shuffle)
             if self.stage.losses is not None:
-                return self.stage.losses(student, teacher, batch)
+                return self.stage.losses(student, None if teacher is None else declared(teacher, self), batch)
             losses = {"ce": self.label_weight * self.label_loss(student.logits, batch)}
             if teacher is not None:
-                teacher = self.transform_teacher(teacher, batch)
-            losses |= self.losses_of(student, teacher, batch)
+                teacher = transformed(teacher, self, batch)
+            losses |= self.losses_of(student, None if teacher is None else declared(teacher, self), batch)
             for name, part in self._added().items():
-                transformed = None if teacher is None else part.transform_teacher(teacher, batch)
-                for key, loss in part.losses_of(student, transformed, batch).items():
+                seen = None if teacher is None else declared(transformed(teacher, part, batch), part)
+                for key, loss in part.losses_of(student, seen, batch).items():
                     losses[f"plus_{name}" if key == name else f"plus_{name}_{key}"] = loss
             return losses
 
