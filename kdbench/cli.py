@@ -4,11 +4,11 @@ import argparse
 import sys
 
 from kdbench import __version__
-from kdbench.commands import bench, check, controls, doctor, evaluate, ls, new, plan, report, runs, sync
+from kdbench.commands import bench, cache, check, controls, doctor, evaluate, ls, new, plan, report, runs, sync
 from kdbench.config import plugins
 from kdbench.errors import RunFailed, UserError
 
-_VERBS = (ls, doctor, plan, runs, report, evaluate, controls, bench, check, new, sync)
+_VERBS = (ls, doctor, plan, cache, runs, report, evaluate, controls, bench, check, new, sync)
 
 
 def main(argv: list[str] | None = None) -> int:

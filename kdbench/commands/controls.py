@@ -9,7 +9,6 @@ from rich.table import Table
 from kdbench.console import console, show
 from kdbench.errors import UserError
 from kdbench.files import write_json
-from kdbench.sweeps.controls import run_controls
 
 HELP = "run a method and what it must beat, and say whether it does"
 TAKES_PLUGINS = True
@@ -26,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
     """Conduct method and controls for every seed, and print the table."""
     if not all(seed.isdecimal() for seed in args.seeds.split(",")):
         raise UserError(f"--seeds {args.seeds} is not allowed: whole numbers >= 0, as 0,1,2")
+    from kdbench.sweeps.controls import run_controls  # here, because it needs scipy
+
     seeds = [int(seed) for seed in args.seeds.split(",")]
     compared = run_controls(args.overrides, seeds)
     table = Table(title=f"{' '.join(args.overrides)}: test accuracy in %, mean ± std of {len(seeds)} seeds")

@@ -1,7 +1,7 @@
 """The names and origins of the CIFAR networks; does not import torch, so that listing them is instant.
 
 A name can be used as `student=NAME` or `teacher=NAME` on the command line and, with the prefix `cifar_`, as a timm
-model: `timm.create_model("cifar_resnet20")`. `import kdbench.models` registers them.
+model: `timm.create_model("cifar_resnet20")`. `import kdbench.models.with_timm` registers them.
 """
 
 from collections.abc import Mapping

@@ -17,7 +17,8 @@ from kdbench.methods.machinery.frozen import Teacher
 from kdbench.methods.machinery.module import DistillationModule
 
 
-def _teacher_of(method: DistillationModule) -> Teacher:
+def teacher_of(method: DistillationModule) -> Teacher:
+    """The teacher of a method; raises `NotApplicable` if it has none."""
     if method.teacher is None:
         raise NotApplicable("it has no teacher")
     return method.teacher
@@ -26,7 +27,7 @@ def _teacher_of(method: DistillationModule) -> Teacher:
 def frozen_teacher(subject: Subject) -> None:
     """The teacher is in eval mode whenever it is used, and training changes nothing of it."""
     method = subject.attached()
-    teacher = _teacher_of(method)
+    teacher = teacher_of(method)
     before = copy.deepcopy(teacher.state_dict())
     must(bool(before), "the teacher has no parameters and buffers")
     modes: list[bool] = []

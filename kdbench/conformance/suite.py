@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
-from kdbench.conformance import declarations, losses, networks, steps
+from kdbench.conformance import declarations, losses, networks, promises, steps
 from kdbench.conformance.subject import NotApplicable, Rule, RuleBroken, Subject
 from kdbench.errors import one_line_of
 
-RULES = (*declarations.RULES, *networks.RULES, *losses.RULES, *steps.RULES)
+RULES = (*declarations.RULES, *networks.RULES, *losses.RULES, *promises.RULES, *steps.RULES)
 
 
 class Verdict(NamedTuple):

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from kdbench.data.batch import Batch, Training
 from kdbench.data.streams import derive
 
 # Cubuk et al., "RandAugment", 2020 (arXiv 1909.13719); Müller & Hutter, "TrivialAugment", 2021 (arXiv 2103.10158)
-POLICIES = {
-    "randaugment": lambda: v2.RandAugment(num_ops=2, magnitude=9),
-    "trivialaugment": v2.TrivialAugmentWide,
+# The class in torchvision.transforms.v2, and its arguments.
+POLICIES: dict[str, tuple[str, dict[str, int]]] = {
+    "randaugment": ("RandAugment", {"num_ops": 2, "magnitude": 9}),
+    "trivialaugment": ("TrivialAugmentWide", {}),
 }
 # Of an erased rectangle: share of the image, and ratio of its height to its width.
 _AREA, _RATIO = (0.02, 0.33), (0.3, 3.3)
@@ -29,7 +29,10 @@ class Policy:
     """
 
     def __init__(self, name: str, seed: int) -> None:
-        self.transform, self.seed = POLICIES[name](), seed
+        from torchvision.transforms import v2  # here, because most runs do not need it
+
+        kind, arguments = POLICIES[name]
+        self.transform, self.seed = getattr(v2, kind)(**arguments), seed
 
     @classmethod
     def of(cls, training: Training | None) -> "Policy | None":

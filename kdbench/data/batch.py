@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from kdbench.data.views import views_of
+
 if TYPE_CHECKING:  # the sources import this module, and they work without torch
     from torch import Tensor
 
@@ -102,9 +104,7 @@ class Training(NamedTuple):
     @property
     def views(self) -> int | None:
         """Number of different views of an image; None where they cannot be counted."""
-        if self.crop_padding is None or self.augment != "none":
-            return None
-        return (2 * self.crop_padding + 1) ** 2 * (1 + self.flip)
+        return views_of(self.crop_padding, self.flip, self.augment)
 
 
 class Loader(Protocol):

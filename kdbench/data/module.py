@@ -1,5 +1,6 @@
 """The data of one run behind Lightning's DataModule: source, imbalance, noise, split and loaders."""
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from kdbench.data.changed import Change, ChangedLoader
 from kdbench.data.mixing import Mixing
 from kdbench.data.resident import ResidentLoader
 from kdbench.data.streaming import TEST_BORDER, StreamingLoader
+from kdbench.data.views import uncountable
 from kdbench.errors import UserError
 
 RESIDENT_LIMIT = 2 * 2**30  # bytes of images up to which dataset.loader=auto keeps them on the device
@@ -77,6 +79,7 @@ class DataModule(pl.LightningDataModule):
         self._epoch = 0
         self._parts: dict[str, Part] = {}
         self._train_loader: Loader | None = None
+        self._resident: dict[torch.device, ResidentLoader] = {}  # of training; twins have the same
         self.sizes = sizes
         self.num_classes, self.in_chans, self.image_size, self.mean, self.std = sizes
 
@@ -188,6 +191,12 @@ class DataModule(pl.LightningDataModule):
         """
         return self._loader(self._parts["test"]._replace(images=images))
 
+    def twin(self) -> "DataModule":
+        """The same data for another trainer, with the same images in memory."""
+        twin = copy.copy(self)
+        twin.trainer, twin._train_loader, twin._epoch = None, None, 0
+        return twin
+
     @property
     def test_labels(self) -> np.ndarray:
         """(test_size,) int64."""
@@ -206,7 +215,7 @@ class DataModule(pl.LightningDataModule):
     @property
     def views(self) -> int | None:
         """Number of different views of a training image; None where they cannot be counted."""
-        return self._training.views if self.resident and not self._changes() else None
+        return None if not self.resident or uncountable(self.dataset, self.recipe) else self._training.views
 
     def _changes(self) -> list[Change]:
         """What the recipe does to finished batches of training."""
@@ -226,6 +235,10 @@ class DataModule(pl.LightningDataModule):
         if training:
             batch_size = self.batch_size
             augmentation = self._training
+        if self.resident and training:
+            if device not in self._resident:
+                self._resident[device] = ResidentLoader(part, batch_size, device, augmentation)
+            return copy.copy(self._resident[device])
         if self.resident:
             return ResidentLoader(part, batch_size, device, augmentation)
         return StreamingLoader(

@@ -80,17 +80,48 @@ class ResidentLoader:
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Order of the samples; first pixel, flip (0 or 1) and number of each one's view: (N,) int64 each."""
-        first = torch.arange(self._count) * self._side**2
+        samples = torch.arange(self._count)
         if self.training is None:
-            nothing = torch.zeros(self._count, dtype=torch.int64)
-            return torch.arange(self._count), first, nothing, nothing
+            nothing = torch.zeros_like(samples)
+            return samples, samples * self._side**2, nothing, nothing
         seed, epoch = self.training.seed, self.epoch
         order = torch.randperm(self._count, generator=stream(seed, "order", epoch))
         shift = torch.randint(self._shifts, (2, self._count), generator=stream(seed, "crop", epoch))
         flip = torch.randint(1 + self.training.flip, (self._count,), generator=stream(seed, "flip", epoch))
-        crop = self._numbers * self._shifts**2 + shift[0] * self._shifts + shift[1]
+        crop = shift[0] * self._shifts + shift[1]
         view = crop * (1 + self.training.flip) + flip
-        return order, (first + shift[0] * self._side + shift[1])[order], flip[order], view[order]
+        first, flip = self._place(samples, view)
+        return order, first[order], flip[order], self._counted(samples, view)[order]
+
+    def _place(self, samples: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """First pixel, and flip (0 or 1), of views of samples, each numbered among those of its image."""
+        assert self.training is not None
+        flips = 1 + self.training.flip
+        crop = views // flips
+        return samples * self._side**2 + crop // self._shifts * self._side + crop % self._shifts, views % flips
+
+    def _counted(self, samples: Tensor, views: Tensor) -> Tensor:
+        """The numbers of views among those of all images of the source."""
+        assert self.training is not None
+        return self._numbers[samples] * self._shifts**2 * (1 + self.training.flip) + views
+
+    def views(self, samples: Tensor, views: Tensor) -> Batch:
+        """Chosen views of chosen samples, as they are in the batches of an epoch.
+
+        Args:
+            samples: (B,) int64 on the CPU, positions in the part.
+            views: (B,) int64 on the CPU, each in [0, `training.views`): which view of its image.
+        """
+        first, flip = (column.to(self.device) for column in self._place(samples, views))
+        there = samples.to(self.device)
+        numbers = self._counted(samples, views).to(self.device)
+        return Batch(to_images(self._gather(first, flip)), self._labels[there], self._index[there], views=numbers)
+
+    def _gather(self, first: Tensor, flip: Tensor) -> Tensor:
+        """Pixels (B,H,W,C) uint8 of crops, from first pixel and flip of each."""
+        positions = first[:, None, None] + self._windows[flip]
+        # index_select: on the CPU 30 times as fast as indexing with brackets
+        return self._pixels.index_select(0, positions.view(-1)).view(*positions.shape, -1)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the current epoch; the epoch is read when the first batch is requested."""
@@ -102,9 +133,7 @@ class ResidentLoader:
         for _, first, flipped, labels, index, views, batch_numbers in zip(
             range(len(self)), *(column.split(self.batch_size) for column in columns), strict=False
         ):
-            positions = first[:, None, None] + self._windows[flipped]
-            # index_select: on the CPU 30 times as fast as indexing with brackets
-            pixels = self._pixels.index_select(0, positions.view(-1)).view(*positions.shape, -1)
+            pixels = self._gather(first, flipped)
             if self._policy is not None:
                 pixels = self._operate(self._policy, pixels, epoch, batch_numbers.tolist())
             yield Batch(to_images(pixels), labels, index, views=views if counted else None)

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
 from kdbench.data.augmentation import Policy
 from kdbench.data.batch import Batch, Part, Training
@@ -140,6 +139,8 @@ class _Samples(Dataset[tuple[Tensor, int, int]]):
 
 
 def _augmentation(size: int, training: Training) -> torch.nn.Sequential:
+    from torchvision.transforms import v2  # here, because most runs keep their images in memory
+
     steps: list[torch.nn.Module] = []
     if training.crop_padding is None:
         steps.append(v2.RandomResizedCrop(size))

@@ -108,7 +108,7 @@ class WandB:
             dir=run.directory,
             mode=mode,  # type: ignore[arg-type]
             resume="allow",
-            reinit="finish_previous",
+            reinit="create_new",
             settings=wandb.Settings(**settings),
         )
 

@@ -1,6 +1,5 @@
 """Networks: the CIFAR models of the distillation literature and all timm models, behind one interface (`Features`).
 
-After `import kdbench.models`, `timm.create_model("cifar_resnet20")` makes a CIFAR model.
+`import kdbench.models.with_timm` registers the CIFAR models with timm, so that `timm.create_model("cifar_resnet20")`
+makes one. Nothing else here needs timm before one of its own models is built.
 """
-
-from kdbench.models import registry  # noqa: F401  registers the CIFAR networks with timm

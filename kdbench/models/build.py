@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import timm
 from torch import nn
 
 from kdbench.config.networks import unknown_name
 from kdbench.errors import UserError
 from kdbench.models import outside
 from kdbench.models.features import Network, Origin, probe
+from kdbench.models.registry import CONSTRUCTORS
 
 SOURCES = ("cifar", "timm", "custom")
 
@@ -59,8 +59,10 @@ def build(
         if source == "custom":
             data = {"num_classes": num_classes, "in_chans": in_chans, "image_size": side}
             net = outside.call(name, data, kwargs)
+        elif source == "cifar":
+            net = CONSTRUCTORS[name](num_classes=num_classes, in_chans=in_chans, **kwargs)
         else:
-            net = _from_timm(f"cifar_{name}" if source == "cifar" else name, num_classes, in_chans, side, kwargs)
+            net = _from_timm(name, num_classes, in_chans, side, kwargs)
         network = Network(net, mean, std, stages, classifier, resize)
         network.shapes = probe(network, in_chans, image_size)
         if network.shapes.num_classes != num_classes:
@@ -82,6 +84,10 @@ def build(
 
 
 def _from_timm(name: str, num_classes: int, in_chans: int, image_size: int, kwargs: Mapping[str, Any]) -> nn.Module:
+    import timm  # here, because it takes seconds, and the CIFAR networks do not need it
+
+    from kdbench.models import with_timm  # noqa: F401  the CIFAR networks are timm models, too: cifar_<name>
+
     cfg = timm.get_pretrained_cfg(name)
     img_size = image_size if cfg and cfg.fixed_input_size else None  # for timm, None means "not given"
     create = partial(timm.create_model, name, num_classes=num_classes, in_chans=in_chans, img_size=img_size)

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, one_line_of
@@ -107,4 +106,6 @@ def _positions(net: Any, state: State) -> dict[str, Tensor]:
     side = round(max(given.shape[1] - prefix, 0) ** 0.5)
     if wanted.shape == given.shape or side**2 != given.shape[1] - prefix or given.shape[2] != wanted.shape[2]:
         return {}
+    from timm.layers import resample_abs_pos_embed  # here, because timm takes seconds to import
+
     return {key: resample_abs_pos_embed(given, list(grid), num_prefix_tokens=prefix)}

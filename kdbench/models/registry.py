@@ -1,9 +1,8 @@
-"""Constructors of the CIFAR networks; importing this module registers them with timm as `cifar_<name>`."""
+"""Constructors of the CIFAR networks, and their registration with timm as `cifar_<name>`."""
 
 from collections.abc import Callable
 from functools import partial
 
-from timm.models import register_model
 from torch import nn
 
 from kdbench.models.lenet import LeNet5
@@ -30,7 +29,15 @@ CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def _register(name: str, construct: Callable[..., nn.Module]) -> None:
+def register_with_timm() -> None:
+    """Let `timm.create_model` make the CIFAR networks; imports timm."""
+    from timm.models import register_model
+
+    for name, construct in CONSTRUCTORS.items():
+        register_model(_entrypoint(name, construct))
+
+
+def _entrypoint(name: str, construct: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     def entrypoint(
         pretrained: bool = False,
         pretrained_cfg: object = None,
@@ -43,8 +50,4 @@ def _register(name: str, construct: Callable[..., nn.Module]) -> None:
         return construct(**kwargs)
 
     entrypoint.__name__ = f"cifar_{name}"  # timm registers the function under this name
-    register_model(entrypoint)
-
-
-for _name, _construct in CONSTRUCTORS.items():
-    _register(_name, _construct)
+    return entrypoint

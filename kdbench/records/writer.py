@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import shutil
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -84,6 +85,8 @@ class RecordWriter:
                     host=platform.node(), started=_now())  # fmt: skip
         handler = logging.FileHandler(self.record.log)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        thread = threading.get_ident()
+        handler.addFilter(lambda message: message.thread == thread)  # others are of runs that are trained together
         log.addHandler(handler)
         try:
             yield

@@ -16,6 +16,8 @@ _TESTS = {
     "wilcoxon": "Wilcoxon signed-rank test, whose p value cannot fall below 0.05 with 5 or fewer pairs",
 }
 _NAMES_SHOWN = 5
+# Metrics that are better for a run whose teacher need not compute its answers.
+_COSTS = tuple(f"cost/{name}" for name in ("train_seconds", "total_seconds", "images_per_second", "peak_memory_bytes"))
 
 
 def counted(count: int, noun: str) -> str:
@@ -56,6 +58,8 @@ def notes(study: Study) -> list[str]:
             "* selected on test data and so not comparable: what a paper that reports its best test accuracy would "
             "print; used for nothing else here"
         )
+    if plan.metric.name in _COSTS and (note := note_on_answers(study)):
+        lines.append(note)
     if study.missing:
         missing = f"{counted(len(study.missing), 'run')} ({listed(study.missing)})"
         lines.append(f"not in the table, because without {plan.metric.name}: {missing}")
@@ -64,6 +68,18 @@ def notes(study: Study) -> list[str]:
     if (states := study.runs["kdbench"].nunique()) > 1:
         lines.append(f"the runs were made with {states} versions of kdbench's code; --strict refuses this")
     return lines
+
+
+def note_on_answers(study: Study) -> str | None:
+    """That some runs have read answers of their teachers, which makes them cheaper; None if none has."""
+    read = "cost/teacher_answers_read"
+    count = int((study.runs[read] > 0).sum()) if read in study.runs else 0
+    if not count:
+        return None
+    return (
+        f"costs are not comparable: {count} of {counted(len(study.runs), 'run')} read answers of the teacher that were "
+        "kept instead of computing them (teacher.cache=never computes them all)"
+    )
 
 
 def _notes_on_pairs(study: Study, over: str) -> list[str]:

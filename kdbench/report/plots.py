@@ -21,7 +21,7 @@ from kdbench.report.figures import (
     with_legend,
 )
 from kdbench.report.metrics import metric
-from kdbench.report.notes import why_no_critical_difference
+from kdbench.report.notes import note_on_answers, why_no_critical_difference
 from kdbench.report.settings import cells, contender_of, matrix, settings_of
 from kdbench.report.study import Study
 
@@ -96,6 +96,7 @@ def _cost(study: Study) -> Plot | None:
         axis.set(title=title_of(grouping.setting, setting), xlabel="training time with teacher [s]", ylabel=shown.label)
     machines = study.runs["machine"].nunique()
     warning = "" if machines == 1 else f"; the runs were made on {machines} machines, so their times are not comparable"
+    warning += f"; {note}" if (note := note_on_answers(study)) else ""
     caption = (
         f"{shown.name} against training time, which includes the teacher's in full for every run that used it; bars: "
         f"95 % confidence intervals, line: Pareto front; {sample_size(study, rows)}{warning}"

@@ -98,6 +98,6 @@ def kind_of(cfg: Mapping[str, Any]) -> str:
         "dataset": {key: value for key, value in cfg["dataset"].items() if key not in ("root", "tree", "download")},
         "imbalance": cfg["imbalance"],
         "batch_size": cfg["recipe"]["batch_size"],
-        "trainer": [cfg["trainer"][key] for key in ("device", "precision", "compile", "max_batches")],
+        "trainer": [cfg["trainer"].get(key) for key in ("device", "precision", "compile", "threads", "max_batches")],
     }
     return json.dumps(parts, sort_keys=True)

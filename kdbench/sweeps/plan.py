@@ -7,6 +7,7 @@ from rich.table import Table
 from kdbench.console import show
 from kdbench.sweeps.estimates import Estimate, Estimates
 from kdbench.sweeps.grid import Grid, Refused, Same, Task
+from kdbench.sweeps.kept_answers import KeptAnswers, Logits
 
 _SHOWN = 20  # jobs at the beginning and at the end of a long list
 
@@ -16,12 +17,13 @@ def rows_of(grid: Grid, estimates: Estimates) -> list[dict[str, Any]]:
 
     Returns:
         For each its label, overrides, state (`done`, `to do`, `running`, `failed`, `interrupted`, `same`, `refused`),
-        name and directory of the run, a note, and the seconds and bytes still to be spent (None: unknown).
+        name and directory of the run, a note, the seconds and bytes still to be spent (None: unknown), and the logits
+        of its teacher that are kept, as `Logits` (None: done, or none are kept).
     """
-    rows = []
+    rows, kept = [], KeptAnswers()
     for job in (*grid.teachers, *grid.jobs):
         row: dict[str, Any] = {"label": job.label, "overrides": job.overrides, "run": "", "directory": None, "note": ""}
-        rest = Estimate(0.0, 0.0)
+        rest, answers = Estimate(0.0, 0.0), None
         if isinstance(job, Refused):
             row |= {"state": "refused", "note": job.why}
         elif isinstance(job, Same):
@@ -30,8 +32,9 @@ def rows_of(grid: Grid, estimates: Estimates) -> list[dict[str, Any]]:
             state = job.state
             row |= {"state": state, "run": job.spec.name, "directory": str(job.spec.directory)}
             row["note"] = _note(job, state)
-            rest = rest if state == "done" else estimates.of(job)
-        rows.append({**row, "seconds": rest.seconds, "bytes": rest.size})
+            if state != "done":
+                rest, answers = estimates.of(job), kept.of(job.spec)
+        rows.append({**row, "seconds": rest.seconds, "bytes": rest.size, "answers": answers and answers._asdict()})
     return rows
 
 
@@ -42,7 +45,7 @@ def _note(task: Task, state: str) -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """The number of jobs by state, and the time and disk space still to be spent."""
+    """The number of jobs by state, the time and disk space still to be spent, and what the teachers' answers take."""
     states = [row["state"] for row in rows if row["label"].startswith("job")]
     labels = {state: state for state in ("done", "to do", "interrupted")}
     labels |= {"failed": "failed before", "running": "running elsewhere", "same": "the same as another"}
@@ -54,8 +57,19 @@ def summary(rows: list[dict[str, Any]]) -> str:
     left = [row for row in rows if row["state"] not in ("done", "same", "refused")]
     if not left:
         return text
-    return f"{text}\nleft: {_total([row['seconds'] for row in left], span)} of training, one after another; " + (
-        f"{_total([row['bytes'] for row in left], volume)} on disk"
+    text += f"\nleft: {_total([row['seconds'] for row in left], span)} of training, one after another; "
+    text += f"{_total([row['bytes'] for row in left], volume)} on disk"
+    answers = {row["answers"]["key"]: Logits(**row["answers"]) for row in left if row.get("answers")}
+    return text + (f"\n{_of_answers(list(answers.values()))}" if answers else "")
+
+
+def _of_answers(answers: list[Logits]) -> str:
+    """What different teachers' logits take, and what they save."""
+    size = sum(logits.size for logits in answers)
+    there = sum(logits.there * logits.size for logits in answers) / size
+    return (
+        f"teachers' answers: up to {volume(size)} of logits in {answers[0].folder} ({100 * there:.0f} % of those to "
+        "all training and validation images are there); runs whose methods read no stage maps do not compute them again"
     )
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from kdbench.specs.resolve import resolve
 from kdbench.sweeps import isolated, plan
 from kdbench.sweeps.estimates import Estimates
 from kdbench.sweeps.grid import Grid, Refused, Task
+from kdbench.sweeps.groups import companions, limit_of
 from kdbench.training.conduct import conduct
 
 log = logging.getLogger("kdbench")
@@ -70,15 +72,19 @@ class Sweep:
         """Run every job that is not done.
 
         Raises:
+            UserError: `trainer.together` with a launcher that gives each job a process of its own.
             RunFailed: some jobs failed; they have been listed.
         """
+        in_process = type(self.launcher).__name__ == _IN_PROCESS
+        if not in_process and any(limit_of(task.spec) > 1 for task in self.grid.tasks):
+            raise UserError("trainer.together is not possible with this launcher, only 1: use hydra/launcher=basic")
         show_messages()
         log.info("%s", plan.summary(plan.rows_of(self.grid, Estimates())))
         for job in self.grid.jobs:
             if isinstance(job, Refused):
                 self._fail(job.label, " ".join(job.overrides), job.why, "", announce=True)
         todo = [*self.grid.teachers, *(job for job in self.grid.tasks if job.state != "done")]
-        if type(self.launcher).__name__ == _IN_PROCESS:
+        if in_process:
             self._one_by_one(todo)
         else:
             self._all_at_once(todo)
@@ -87,10 +93,16 @@ class Sweep:
     def _one_by_one(self, todo: list[Task]) -> None:
         """In this process; runs that another process is training come last, and are waited for."""
         while todo:
-            task = next((task for task in todo if not _busy(task)), todo[0])
-            todo.remove(task)
-            if task.state != "done" and not self._hopeless(task):
-                self._launch([task])
+            free = [task for task in todo if not _busy(task)]
+            task = (free or todo)[0]
+            group = companions(task, [other for other in free if other is not task and other.state != "done"])
+            todo = [other for other in todo if other not in group]
+            if task.state == "done" or self._hopeless(task):
+                continue
+            if len(group) > 1:
+                todo = self._together(group) + todo
+            else:
+                self._launch(group)
 
     def _all_at_once(self, todo: list[Task]) -> None:
         """In other processes: first what needs no missing teacher, runs of other sweeps last; then the rest."""
@@ -99,11 +111,29 @@ class Sweep:
         for batch in (ready, [task for task in todo if task not in ready]):
             self._launch(sorted((task for task in batch if not self._hopeless(task)), key=_busy))
 
+    def _together(self, tasks: list[Task]) -> list[Task]:
+        """In this process and at once, as runs of one teacher; returns those for which there was no memory."""
+        from kdbench.training.together import Postponed, conduct_together  # it imports torch
+
+        postponed = []
+
+        for task in tasks:
+            log.info("%s: %s", task.label, " ".join(task.overrides))
+        for task, error in zip(tasks, conduct_together([task.spec for task in tasks]), strict=True):
+            if isinstance(error, Postponed):
+                log.info("%s: %s", task.label, error)
+                postponed.append(task)
+            elif error is not None:
+                print(f"error: {task.label} ({' '.join(task.overrides)}): {error}", file=sys.stderr, flush=True)
+                self._note(task, _why(error))
+        return postponed
+
     def _launch(self, tasks: list[Task]) -> None:
         if not tasks:
             return
-        jobs = [[*task.overrides, f"hydra.job.name='{task.label}'"] for task in tasks]
         try:
+            shared = self._share_of_cores()
+            jobs = [[*task.overrides, f"hydra.job.name='{task.label}'", *shared] for task in tasks]
             returns: Sequence[JobReturn | None] = self.launcher.launch(jobs, initial_job_idx=self._launched)
         except Exception as stopped:  # the launcher's own: a worker that died, a cluster that does not answer
             log.error("the launcher stopped: %s", reason(stopped))
@@ -115,13 +145,29 @@ class Sweep:
             elif returned.status == JobStatus.COMPLETED:
                 why = ""
             else:
-                error = error_of(returned)
-                why = str(error) if isinstance(error, UserError) else getattr(error, "why", None) or reason(error)
+                why = _why(error_of(returned))
             if why:
-                self._fail(task.label, task.spec.name, why, _log_of(task.record))
-                self._failed.add(task.spec.directory)
+                self._note(task, why)
         if self.failures:
             gc.collect()  # frees what the traceback of a failed job holds, which the next job needs
+
+    def _share_of_cores(self) -> list[str]:
+        """Overrides that give a job its share of the cores, unless the user has set the threads.
+
+        The share depends on the whole grid rather than on the jobs that are left: results depend on the number of
+        threads, and a job that is continued must end as if it had never been interrupted.
+        """
+        from kdbench.training import threads  # it imports joblib, which a single run that is finished does without
+
+        config: DictConfig | None = getattr(self.launcher, "config", None)  # of every launcher that Hydra has set up
+        if config is None or threads.VARIABLE in os.environ or threads.VARIABLE in config.hydra.job.env_set:
+            return []
+        share = threads.share_of_job(config.hydra.launcher, len(self.grid.tasks))
+        return [f"+hydra.job.env_set.{threads.VARIABLE}='{share}'"] if share else []
+
+    def _note(self, task: Task, why: str) -> None:
+        self._fail(task.label, task.spec.name, why, _log_of(task.record))
+        self._failed.add(task.spec.directory)
 
     def _hopeless(self, task: Task) -> bool:
         """Whether the task waits for a teacher that has failed in this sweep."""
@@ -148,6 +194,10 @@ class Sweep:
         show(table)
         jobs = sum(failure.label.startswith("job") for failure in self.failures)
         raise RunFailed(f"{jobs} of {total} jobs failed; the same command tries them again")
+
+
+def _why(error: BaseException) -> str:
+    return str(error) if isinstance(error, UserError) else getattr(error, "why", None) or reason(error)
 
 
 def _busy(task: Task) -> bool:

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from kdbench.data.module import DataModule
+from kdbench.data.views import worth_keeping
 from kdbench.files import write_json
 from kdbench.methods.machinery.module import DistillationModule
 from kdbench.models.features import Network
 from kdbench.records.answer_file import AnswerFile
 from kdbench.specs.spec import RunSpec
+from kdbench.training.answer_keys import key_of, teacher_id
 
 log = logging.getLogger("kdbench")
 
 _PARTS = ("logits", "embedding")
-_WORTHWHILE = 0.05  # share of answers that a run can read, from which teacher.cache=auto keeps them
-_NOT_IMAGES = ("val_fraction", "split_seed", "loader")  # facts of a data set on which no image depends
 
 
 class Place(NamedTuple):
@@ -32,6 +32,7 @@ class Place(NamedTuple):
     Attributes:
         folder: where they are.
         key: what the answers depend on.
+        teacher_id: of the run that trained the teacher, or of its file.
         rows: views of all training images.
         widths: numbers in an answer, by part of the features.
         dtype: of the numbers.
@@ -39,6 +40,7 @@ class Place(NamedTuple):
 
     folder: Path
     key: dict[str, Any]
+    teacher_id: str
     rows: int
     widths: dict[str, int]
     dtype: str
@@ -61,7 +63,7 @@ class Place(NamedTuple):
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "key.json").exists():
-            write_json(self.folder / "key.json", self.key)
+            write_json(self.folder / "key.json", {**self.key, "teacher_id": self.teacher_id, "rows": self.rows})
         suffix = {"float32": "f32", "float16": "f16"}[self.dtype]
         return {
             name: AnswerFile(self.folder / f"{name}.{suffix}", self.rows, width, self.dtype)
@@ -83,12 +85,13 @@ def opened(
     place = place_of(spec, method, data, device)
     if place is None:
         return None
-    size = _volume(place.size)
+    size = volume(place.size)
     try:
-        if why := _reason_against(place, spec):
+        if why := exceeded_limit(place, spec) or lacking_space(place):
             log.info("the teacher's answers are not kept: %s; they would take %s", why, size)
             return None
-        if place.is_new and spec.config["teacher"]["cache"] == "auto" and _share_read(method, data) < _WORTHWHILE:
+        automatic = spec.config["teacher"]["cache"] == "auto"
+        if automatic and place.is_new and not worth_keeping(data.views or 1, method.total_epochs):
             return None
         files = place.open()
         if device.type != "cpu" and not _complete(files, data):
@@ -109,26 +112,21 @@ def place_of(spec: RunSpec, method: DistillationModule, data: DataModule, device
         return None
     shapes = teacher.network.shapes
     widths = dict(zip(_PARTS, (shapes.num_classes, shapes.embedding), strict=True))
-    dtype = "float16" if spec.config["teacher"]["cache_rounding"] == "float16" else "float32"
-    key = _key(spec, teacher.network, data, device, dtype)
+    key = _key(spec, teacher.network, data, device)
     word = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     folder = Path(spec.config["outputs"]) / "answers" / f"{spec.config['teacher']['name']}-{word}"
     rows = data.source_size * data.views
-    return Place(folder, key, rows, {name: widths[name] for name in _PARTS if name in reads}, dtype)
+    parts = {name: widths[name] for name in _PARTS if name in reads}
+    return Place(folder, key, teacher_id(spec), rows, parts, key["dtype"])
 
 
-def _key(spec: RunSpec, network: Network, data: DataModule, device: torch.device, dtype: str) -> dict[str, Any]:
+def _key(spec: RunSpec, network: Network, data: DataModule, device: torch.device) -> dict[str, Any]:
     """What the answers depend on, to the last bit."""
-    facts: Mapping[str, Any] = spec.identity.facts["dataset"]
-    trainer = spec.config["trainer"]
     cuda = device.type == "cuda"
     return {
         "teacher": {"options": network.origin.options, "weights": _hash_of(network)},
-        "images": {key: value for key, value in facts.items() if key not in _NOT_IMAGES},
+        **key_of(spec),
         "views": data.views,
-        "dtype": dtype,
-        "precision": trainer["precision"],
-        "compile": trainer["compile"],
         "torch": torch.__version__,
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability(),
@@ -144,22 +142,19 @@ def _hash_of(network: Network) -> str:
     return hasher.hexdigest()
 
 
-def _reason_against(place: Place, spec: RunSpec) -> str | None:
+def exceeded_limit(place: Place, spec: RunSpec) -> str | None:
+    """The limit of `teacher.cache_gib` if the full files would exceed it."""
     limit = spec.config["teacher"]["cache_gib"]
-    if place.size > limit * 2**30:
-        return f"teacher.cache_gib={limit:g} allows less"
+    return f"teacher.cache_gib={limit:g} allows less" if place.size > limit * 2**30 else None
+
+
+def lacking_space(place: Place) -> str | None:
+    """The free space of the disk if new files would need more."""
     if place.is_new:
         existing = next(folder for folder in place.folder.absolute().parents if folder.exists())
         if place.size > (free := shutil.disk_usage(existing).free):
-            return f"only {_volume(free)} are free on the disk"
+            return f"only {volume(free)} are free on the disk"
     return None
-
-
-def _share_read(method: DistillationModule, data: DataModule) -> float:
-    """Expected share of the answers that a run alone, with no files yet, can read instead of compute."""
-    views, epochs = data.views or 1, method.total_epochs
-    different = views * (1 - (1 - 1 / views) ** epochs)  # views of an image that the epochs meet
-    return 1 - different / max(1, epochs)
 
 
 def _complete(files: Mapping[str, AnswerFile], data: DataModule) -> bool:
@@ -170,5 +165,6 @@ def _complete(files: Mapping[str, AnswerFile], data: DataModule) -> bool:
     )
 
 
-def _volume(size: float) -> str:
+def volume(size: float) -> str:
+    """Bytes in a readable unit."""
     return f"{size / 1e9:.1f} GB" if size > 1e8 else f"{size / 1e6:.1f} MB"

@@ -15,6 +15,7 @@ from kdbench.models.initial import start_from
 from kdbench.records.identity import needs_teacher
 from kdbench.specs.spec import RunSpec
 from kdbench.training.teachers import network_from_file
+from kdbench.training.threads import use_threads
 
 
 def data_of(spec: RunSpec) -> DataModule:
@@ -43,7 +44,7 @@ def untrained_teacher(spec: RunSpec) -> Network | None:
 
 
 def assemble(spec: RunSpec, teacher: Network | None) -> DistillationModule:
-    """Build the student and the method around it.
+    """Build the student and the method around it, and give this process the threads of `trainer.threads`.
 
     Args:
         spec: of the run.
@@ -53,6 +54,7 @@ def assemble(spec: RunSpec, teacher: Network | None) -> DistillationModule:
         UserError: a network does not take such images, or the method cannot work with these networks.
     """
     cfg = spec.config
+    use_threads(cfg["trainer"])  # before the environment is recorded
     torch.manual_seed(derive(cfg["seed"], "student"))
     student = build(**network_options(cfg["student"]), **spec.sizes._asdict())
     if cfg["student"]["init"]:

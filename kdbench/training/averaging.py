@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import pytorch_lightning as pl
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from kdbench.methods.machinery.module import DistillationModule
@@ -42,6 +41,8 @@ class Averaging(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Create the average."""
+        from timm.utils import ModelEmaV3  # here, because timm takes seconds to import
+
         assert isinstance(pl_module, DistillationModule)
         self.average = ModelEmaV3(pl_module.student, self.decay)
         if self._restored is not None:

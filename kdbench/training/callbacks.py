@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -75,9 +76,10 @@ class History(pl.Callback):
         display: ProgressDisplay,
         test_every: int,
         averaging: Averaging | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.writer, self.data, self.mirror, self.display, self.test_every = writer, data, mirror, display, test_every
-        self.averaging = averaging
+        self.averaging, self.clock = averaging, clock
         self.seconds = 0.0
         self.images = 0
         self.warned = False
@@ -107,14 +109,14 @@ class History(pl.Callback):
 
     def _start_clock(self, trainer: pl.Trainer) -> None:
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self.started = time.perf_counter()
+        self.started = self.clock()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the epoch's means, score the validation set, write the row."""
         assert isinstance(pl_module, DistillationModule)
         epoch = trainer.current_epoch
         losses = pl_module.loss_meter.means(epoch)
-        seconds = time.perf_counter() - self.started
+        seconds = self.clock() - self.started
         self.seconds += seconds
         self.images += pl_module.loss_meter.steps * self.data.batch_size
         row: dict[str, Any] = {"epoch": epoch, "stage": pl_module.stage.name, "train/loss": sum(losses.values())}

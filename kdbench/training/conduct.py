@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 from kdbench.console import show_messages
 from kdbench.data import sources
@@ -10,6 +11,9 @@ from kdbench.errors import RunFailed, UserError
 from kdbench.records.record import Record
 from kdbench.records.writer import RecordWriter, reason
 from kdbench.specs.spec import FinishedRun, RunSpec
+
+if TYPE_CHECKING:  # it imports torch
+    from kdbench.training.lockstep import Member
 
 log = logging.getLogger("kdbench")
 
@@ -33,8 +37,8 @@ def conduct(spec: RunSpec) -> Record:
     if spec.record.result and not spec.config["force"]:
         _say_done(spec)
     else:
-        _rehearse(spec)
-        _train(spec, _finish_dependencies(spec))
+        rehearse(spec)
+        train(spec, _finish_dependencies(spec))
     log.info("record: %s", spec.directory)
     return spec.record
 
@@ -68,7 +72,7 @@ def check_device(trainer: Mapping[str, Any]) -> None:
         raise UserError("trainer.precision=16-mixed needs a CUDA device; on the CPU: 32-true, bf16-mixed")
 
 
-def _rehearse(spec: RunSpec) -> None:
+def rehearse(spec: RunSpec) -> None:
     """Refuse what only torch can see, before a teacher is trained: images, and networks that cannot work together."""
     sources.verify(spec.config["dataset"])  # before torch, whose import takes seconds
     from kdbench.training import own_callbacks
@@ -79,7 +83,17 @@ def _rehearse(spec: RunSpec) -> None:
     assemble(spec, untrained_teacher(spec))
 
 
-def _train(spec: RunSpec, finished: Mapping[str, FinishedRun]) -> None:
+def train(spec: RunSpec, finished: Mapping[str, FinishedRun], member: "Member | None" = None) -> None:
+    """Train a run, unless another process has finished it meanwhile.
+
+    Args:
+        spec: of the run, rehearsed.
+        finished: the runs it depends on.
+        member: of the group of runs that are trained together with it; None for a run alone.
+
+    Raises:
+        UserError, RunFailed: as `conduct`.
+    """
     from torch import OutOfMemoryError
 
     from kdbench.methods.machinery.meter import NonFiniteLoss
@@ -94,8 +108,9 @@ def _train(spec: RunSpec, finished: Mapping[str, FinishedRun]) -> None:
             _say_done(spec)
             return
         try:
-            with writer.recorded(spec.config), unchanged_flags():
-                distill(spec, finished, writer)
+            turns = member.taking_part() if member else nullcontext()
+            with turns, writer.recorded(spec.config), unchanged_flags():
+                distill(spec, finished, writer, member)
         except (NonFiniteLoss, OSError, OutOfMemoryError) as error:
             why = reason(error)
             raise RunFailed(f"{spec.name} failed: {why}; see {spec.record.log}", why) from error

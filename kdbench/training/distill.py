@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from kdbench import loggers
@@ -12,8 +13,10 @@ from kdbench.records.environment import versions
 from kdbench.records.record import Record
 from kdbench.records.writer import RecordWriter
 from kdbench.specs.spec import FinishedRun, RunSpec
+from kdbench.training import sharing
 from kdbench.training.assemble import assemble, data_of
 from kdbench.training.fit import fit
+from kdbench.training.lockstep import Member
 from kdbench.training.progress import ProgressDisplay
 from kdbench.training.teachers import teacher_of
 
@@ -22,18 +25,21 @@ log = logging.getLogger("kdbench")
 _SHOWN = ("test", "members", "val", "fidelity", "cost", "teacher")
 
 
-def distill(spec: RunSpec, finished: Mapping[str, FinishedRun], writer: RecordWriter) -> None:
+def distill(
+    spec: RunSpec, finished: Mapping[str, FinishedRun], writer: RecordWriter, member: Member | None = None
+) -> None:
     """Train the student of a run, measure it, and write its result.
 
     Args:
         spec: the run.
         finished: the runs it depends on.
         writer: of its record, claimed and being recorded.
+        member: of the group of runs that are trained together; None for a run alone.
 
     Raises:
         UserError: data that cannot be read, a teacher that is damaged or too bad.
     """
-    data = data_of(spec)
+    data = sharing.data_for(member, partial(data_of, spec)) if member else data_of(spec)
     teacher = teacher_of(spec, finished, data)
     method = assemble(spec, teacher.network if teacher else None)
     method.receive(finished)
@@ -41,11 +47,11 @@ def distill(spec: RunSpec, finished: Mapping[str, FinishedRun], writer: RecordWr
         "%s: %d training images (the last partial batch of an epoch is dropped), %d validation, %d test",
         spec.name, data.train_size, data.val_size, data.test_size,
     )  # fmt: skip
-    display = ProgressDisplay(spec.name, spec.config["trainer"]["progress"])
+    display = ProgressDisplay(spec.name, spec.config["trainer"]["progress"], alone=member is None)
     mirror = loggers.start(spec.config["logger"], _info(spec))
     exit_code = 1
     try:
-        measured = fit(method, data, spec, writer, mirror, display)
+        measured = fit(method, data, spec, writer, mirror, display, member)
         weights.save(writer.record.weights, method.export(), {"name": spec.config["student"]["name"], "run": spec.id})
         measured["cost"] |= {
             "teacher_seconds": _training_seconds(finished),

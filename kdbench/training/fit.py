@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import time
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from kdbench.methods.machinery.module import DistillationModule
 from kdbench.records import checkpoints
 from kdbench.records.writer import RecordWriter
 from kdbench.specs.spec import RunSpec
-from kdbench.training import own_callbacks, view_cache
+from kdbench.training import own_callbacks, sharing, view_cache
 from kdbench.training.averaging import Averaging
 from kdbench.training.callbacks import History, Saver, Stages, Streams
+from kdbench.training.lockstep import Member, Stopped
 from kdbench.training.progress import ProgressDisplay
+from kdbench.training.sharing import Turns
 from kdbench.training.trainer import make_profiler, make_trainer
 
 log = logging.getLogger("kdbench")
@@ -30,8 +33,18 @@ def fit(
     writer: RecordWriter,
     mirror: Guarded,
     display: ProgressDisplay,
+    member: Member | None = None,
 ) -> dict[str, Any]:
     """Train to the end, from the newest whole checkpoint if there is one, and score the test set once.
+
+    Args:
+        method: attached.
+        data: loaded.
+        spec: of the run.
+        writer: of its record.
+        mirror: receives the metrics.
+        display: shows the progress.
+        member: of the group of runs that are trained together; None for a run alone.
 
     Returns:
         The measured part of the result: `test`, `fidelity`, `members`, `val`, `best_on_test`, `cost`.
@@ -39,12 +52,14 @@ def fit(
     config, epochs, record = spec.config, method.total_epochs, writer.record
     options = config["trainer"]
     averaging = Averaging.of(config["recipe"])
-    history = History(writer, data, mirror, display, options["test_every"], averaging)
+    clock = member.clock if member else time.perf_counter
+    history = History(writer, data, mirror, display, options["test_every"], averaging, clock)
     saver = Saver(writer, options["checkpoint_seconds"])
     averages = [averaging] if averaging else []
     # the user's come before those that read the weights at the end of a step or an epoch, and before the one that saves
     own = own_callbacks.create(options["callbacks"])
-    callbacks = [Stages(), Streams(config["seed"], data), *own, *averages, history, saver, display]
+    turns = [Turns(member)] if member else []
+    callbacks = [*turns, Stages(), Streams(config["seed"], data), *own, *averages, history, saver, display]
     profiler = make_profiler(options["profiler"], record.directory)
     trainer = make_trainer(options, epochs, record.directory, callbacks, config["recipe"]["accumulate"], profiler)
     start = checkpoints.newest(record.checkpoints)
@@ -56,10 +71,14 @@ def fit(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     cache = view_cache.start(spec, method, data, device)
+    if member:
+        sharing.join(method, cache.parts if cache else None, member, config["teacher"]["cache_rounding"] == "exact")
     with display.showing(epochs):
         try:
             with own_callbacks.refusing():
                 trainer.fit(method, datamodule=data, ckpt_path=start, weights_only=True)
+        except Stopped as stopped:
+            raise stopped.why from None
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
                 raise end.__context__ from None
@@ -86,6 +105,7 @@ def fit(
             "train_seconds": history.seconds,
             "images_per_second": history.images / history.seconds if history.seconds else None,
             "peak_memory_bytes": peak_memory(device),
+            "trained_together": len(member.group.members) if member else 1,
             "teacher_answers_read": cache.read / cache.asked if cache and cache.asked else None,
         },
     }

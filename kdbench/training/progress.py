@@ -19,11 +19,14 @@ class ProgressDisplay(pl.Callback):
     Args:
         title: names the run.
         mode: `auto` (a bar on a terminal, else lines), `bar`, `lines` or `none`.
+        alone: whether no other training in this process shows its progress; only one bar can be shown.
     """
 
-    def __init__(self, title: str, mode: str) -> None:
+    def __init__(self, title: str, mode: str, alone: bool = True) -> None:
         self.title = title
         self.mode = ("bar" if console.is_terminal else "lines") if mode == "auto" else mode
+        if self.mode == "bar" and not alone:
+            self.mode = "lines"
         self.epochs = 0
         self._progress: Progress | None = None
 

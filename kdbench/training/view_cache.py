@@ -7,7 +7,7 @@ images in other company; where they differ, the run computes all answers.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -33,15 +33,17 @@ class ViewCache:
 
     Args:
         teacher: the network.
+        parts: of the features that are kept.
         exact: whether answers are read only if they equal computed ones bit by bit.
 
     Attributes:
+        parts: of the features that are kept.
         asked, read: number of images whose answers were asked for, and of those that were read.
         trusted: whether answers are read; False once a comparison has failed.
     """
 
-    def __init__(self, teacher: Teacher, exact: bool) -> None:
-        self.teacher = teacher
+    def __init__(self, teacher: Teacher, parts: Iterable[str], exact: bool) -> None:
+        self.teacher, self.parts = teacher, frozenset(parts)
         self.asked = self.read = 0
         self.trusted = True
         self._compared = not exact
@@ -82,7 +84,7 @@ class AnswersInFiles(ViewCache):
     """
 
     def __init__(self, teacher: Teacher, files: Mapping[str, AnswerFile], exact: bool, group: int | None) -> None:
-        super().__init__(teacher, exact)
+        super().__init__(teacher, files, exact)
         self.files, self.group = files, group
         self._writes = True
 
@@ -103,10 +105,10 @@ class AnswersInFiles(ViewCache):
     def compare(self, batch: Batch, features: Features) -> str | None:
         """Compare with the same images in another order and number, and with what is kept; then keep the answers."""
         assert batch.views is not None
-        views = batch.views.numpy()
-        computed = self._stored_form(features)
+        views = batch.views.cpu().numpy()
+        computed = self.stored_form(features)
         order = np.random.default_rng(0).permutation(len(views))[: self.group]
-        regrouped = self._stored_form(self.teacher(_selected(batch.images, order)))
+        regrouped = self.stored_form(self.teacher(_selected(batch.images, order)))
         kept, there = self._read(views)
         for name, values in computed.items():
             if not np.array_equal(regrouped[name], values[order], equal_nan=True):
@@ -135,19 +137,21 @@ class AnswersInFiles(ViewCache):
         """The answers to some images of a batch, in groups that other images of the batch fill up."""
         count = len(images)
         if self.group is None or len(wanted) + self.group > count:
-            computed = self._stored_form(self.teacher(images))
+            computed = self.stored_form(self.teacher(images))
             return {name: values[wanted] for name, values in computed.items()}
         others = np.setdiff1d(np.arange(count), wanted)
         parts = []
         for start in range(0, len(wanted), self.group):
             chosen = wanted[start : start + self.group]
             group = np.concatenate([chosen, others[: self.group - len(chosen)]])
-            computed = self._stored_form(self.teacher(_selected(images, group)))
+            computed = self.stored_form(self.teacher(_selected(images, group)))
             parts.append({name: values[: len(chosen)] for name, values in computed.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in self.files}
 
-    def _stored_form(self, features: Features) -> dict[str, np.ndarray]:
-        return {name: getattr(features, name).float().numpy().astype(file.dtype) for name, file in self.files.items()}
+    def stored_form(self, features: Features) -> dict[str, np.ndarray]:
+        """The kept parts of features, as they are in the files."""
+        parts = {name: getattr(features, name).float().cpu().numpy() for name in self.files}
+        return {name: values.astype(self.files[name].dtype) for name, values in parts.items()}
 
 
 class AnswersOnDevice(ViewCache):
@@ -160,7 +164,7 @@ class AnswersOnDevice(ViewCache):
     """
 
     def __init__(self, teacher: Teacher, tables: Mapping[str, Tensor], exact: bool) -> None:
-        super().__init__(teacher, exact)
+        super().__init__(teacher, tables, exact)
         self.tables = tables
 
     def answers(self, batch: Batch) -> Mapping[str, Tensor]:

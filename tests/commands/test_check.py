@@ -19,6 +19,9 @@ from kdbench.methods.method import Method
 class Mine(Method):
     """KD with a weight."""
 
+    mixed_labels = True
+    reads = ("logits",)
+
     def __init__(self, beta):
         super().__init__()
         self.beta = beta
@@ -71,7 +74,7 @@ def test_a_broken_rule_says_why_and_where(check):
     broken = {name: row for name, row in rows.items() if row != "holds"}
     assert list(broken) == ["no_wait"]
     assert broken["no_wait"].startswith("broken: ")
-    assert f"({check.file}:15)" in broken["no_wait"]
+    assert f"({check.file}:18)" in broken["no_wait"]
     assert "(the rule: A step never waits for the device.)" in broken["no_wait"]
     assert rest == [f"mine: {len(RULES) - 1} of {len(RULES)} rules hold, 1 broken, 0 not applicable"]
 
@@ -86,9 +89,9 @@ def test_overrides_of_the_method_and_of_the_networks_act(check):
 @pytest.mark.parametrize(
     ("text", "line", "reason"),
     [
-        (METHOD.replace("        self.beta = beta", "        self.beta = {}[beta]"), 12, "KeyError: 1.0"),
-        (METHOD + "\nraise OSError('no\\nlicence')\n", 17, "OSError: no licence"),
-        (METHOD.replace("4.0)}", "T)}"), 15, "NameError: name 'T' is not defined"),
+        (METHOD.replace("        self.beta = beta", "        self.beta = {}[beta]"), 15, "KeyError: 1.0"),
+        (METHOD + "\nraise OSError('no\\nlicence')\n", 20, "OSError: no licence"),
+        (METHOD.replace("4.0)}", "T)}"), 18, "NameError: name 'T' is not defined"),
     ],
     ids=["in __init__", "in the import", "in losses"],
 )

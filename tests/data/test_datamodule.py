@@ -103,12 +103,12 @@ def test_index_and_labels_refer_to_the_source():
     data = module("digits")
     train, test = load(group("dataset", "digits"))
     for loader, source in ((data.val_dataloader(), train), (data.test_dataloader(), test)):
-        for images, labels, index, _ in loader:
+        for images, labels, index, *_ in loader:
             assert np.array_equal(source.labels[index], labels.numpy())
             assert np.array_equal(source.images[index], (images * 255).round().byte().permute(0, 2, 3, 1).numpy())
     held_out = torch.cat([b.index for b in data.val_dataloader()]).tolist()
     assert sorted([*held_out, *data.train_index]) == list(range(len(train.labels)))
-    for _, labels, index, _ in data.train_dataloader():
+    for _, labels, index, *_ in data.train_dataloader():
         assert np.array_equal(train.labels[index], labels.numpy())
 
 

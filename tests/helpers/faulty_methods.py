@@ -178,6 +178,39 @@ class HidesNan(Sound):
         return {key: loss.nan_to_num() for key, loss in super().batch_losses(batch).items()}
 
 
+class ReadsWithoutDeclaration(Sound):
+    reads = ("logits",)
+
+    def batch_losses(self, batch):
+        student, teacher = self.forward_both(batch)
+        losses = self.named_losses(student, teacher, batch)
+        means = [features.embedding.float().mean(1) for features in (student, teacher)]
+        return {**losses, "size": F.mse_loss(*means)}
+
+
+class CallsTheTeacher(Sound):
+    reads = ("logits",)
+
+    def batch_losses(self, batch):
+        return self.named_losses(self.student(batch.images), self.teacher(batch.images), batch)
+
+
+class DeclaresTooMuch(Sound):
+    reads = ("logits", "embedding")
+
+
+class DeclaresCalls(Sound):
+    reads = ("logits", "network")
+
+
+class LosesALabel(Sound):
+    mixed_labels = True
+
+    def losses(self, student, teacher, batch):
+        again = F.cross_entropy(student.logits, batch.labels)
+        return {**super().losses(student, teacher, batch), "again": again}
+
+
 class Waits(Sound):
     def losses(self, student, teacher, batch):
         largest = student.logits.abs().max().item()
@@ -236,6 +269,11 @@ WRONG = (
     Wrong(NanWhenSaturated, "saturated_logits", "soft is"),
     Wrong(ThreeClasses, "few_classes", "selected index k out of range"),
     Wrong(HidesNan, "named_non_finite_loss", "logits that are not a number go unnoticed", header=OWN_STEP),
+    Wrong(ReadsWithoutDeclaration, "declared_reads", "it reads the teacher's embedding, but does", header=OWN_STEP),
+    Wrong(CallsTheTeacher, "declared_reads", "it calls the teacher, but does not declare it", header=OWN_STEP),
+    Wrong(DeclaresTooMuch, "declared_reads", "it declares that it reads the teacher's embedding, but never does"),
+    Wrong(DeclaresCalls, "declared_reads", "it declares that it calls the teacher, but never does"),
+    Wrong(LosesALabel, "mixed_labels", "set mixed_labels = False"),
     Wrong(Waits, "no_wait", "Tensor.item() cannot be called on meta tensors"),
     Wrong(Logs, "no_logging", "it logs 'soft_loss'"),
     Wrong(ForgetsItsState, "resumption", "continued after epoch 1 of 2, the loss "),

@@ -21,6 +21,8 @@ NOT_APPLICABLE = {
     "attention_to_the_teacher": WITHOUT_TEACHER,
     "mean_over_samples": COMPARING,
     "addable": NOT_ADDABLE,
+    "declared_reads": WITHOUT_TEACHER,
+    "mixed_labels": ["bss", "lwkd", "tfkd_reg"],  # they split or choose by the label
 }
 # The same target for a sample whenever it comes, which is drawn anew by default.
 SAME_TARGETS = {("lwkd", "mean_over_samples"): ["method.pairing=fixed"]}

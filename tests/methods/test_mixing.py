@@ -9,13 +9,17 @@ from hydra.utils import get_class
 from torch.nn import functional as F
 
 from kdbench.config.groups import addable_methods, content, options
+from kdbench.conformance.promises import mixed_values
+from kdbench.conformance.subject import Subject
+from kdbench.conformance.suite import RULES, verdict
 from kdbench.data.batch import Batch, Mixed
 from kdbench.errors import UserError
 from kdbench.methods.method import Method, MethodWithoutTeacher
-from tests.helpers.methods import SIZES, attached, batch_of, config_of, network_of
+from tests.helpers.methods import SIZES, attached, batch_of, config_of, fill_bank, network_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dkd"
 METHODS = options("method")
+(RULE,) = (rule for rule in RULES if rule.name == "mixed_labels")
 CLASSES = {name: get_class(content(f"method/{name}")["_target_"]) for name in METHODS}
 TAKES = {name: each.mixed_labels for name, each in CLASSES.items()}
 MIXED = [name for name in METHODS if TAKES[name]]
@@ -28,32 +32,10 @@ VARIANTS = [
 SHARE = 0.3
 
 
-def mixed_batch(labels=None):
-    """A batch with two labels for each image, and the two batches that have only the first and only the second."""
+def mixed_batch():
+    """A batch with two labels for each image."""
     batch = batch_of()
-    batch = batch if labels is None else batch._replace(labels=labels)
-    partners = (batch.labels + 1 + torch.arange(len(batch.labels)) % 3) % 4
-    assert not (partners == batch.labels).any()
-    return batch._replace(mixed=Mixed(partners, torch.tensor(SHARE))), batch, batch._replace(labels=partners)
-
-
-def all_losses(method, batch):
-    """Losses and watched values of a batch in every stage, by name."""
-    values = {}
-    method.enter_epoch(0)
-    for number, stage in enumerate(method.stages):
-        method.stage = stage
-        torch.manual_seed(0)
-        found = {**method.batch_losses(batch), **method.watched}
-        values |= {f"{number}/{key}": value.detach() for key, value in found.items()}
-    return values
-
-
-def weighted_means(method, labels=None):
-    """For every loss its value in a mixed batch, and the mean of those for one label each, weighted by the shares."""
-    mixed, first, second = (all_losses(method, batch) for batch in mixed_batch(labels))
-    assert mixed.keys() == first.keys() == second.keys()
-    return {key: (mixed[key], SHARE * first[key] + (1 - SHARE) * second[key]) for key in mixed}
+    return batch._replace(mixed=Mixed((batch.labels + 1) % 4, torch.tensor(SHARE)))
 
 
 def with_recipe(name, *overrides, **recipe):
@@ -65,14 +47,10 @@ def with_recipe(name, *overrides, **recipe):
 @pytest.mark.parametrize(("name", "overrides"), VARIANTS)
 def test_every_loss_of_a_mixed_batch_is_the_weighted_mean_of_those_for_both_labels(name, overrides):
     smoothed = not {name, *overrides} & {"ls", "plus=[at,ls]"}  # which smooth the labels themselves
-    method = with_recipe(name, *overrides, mixup=0.2, label_smoothing=0.1 if smoothed else 0.0)
-    pairs = weighted_means(method)
-    for value, expected in pairs.values():
-        torch.testing.assert_close(value, expected)
-    # the labels do matter
-    _, first, second = (all_losses(method, batch) for batch in mixed_batch())
-    labelled = {key.split("/")[1] for key in first if not torch.equal(first[key], second[key])}
-    assert labelled >= {"ce"}
+    config = config_of(name, *overrides)
+    recipe = {**config["recipe"], "mixup": 0.2, "label_smoothing": 0.1 if smoothed else 0.0}
+    _, state, why = verdict(RULE, Subject({**config, "recipe": recipe}, receive=fill_bank))
+    assert state == "holds", why
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -81,8 +59,9 @@ def test_a_method_that_does_not_declare_it_would_lose_the_second_label(name):
     if method.teacher is not None:  # bss reads only labels that both networks predict
         method.student.load_state_dict(method.teacher.network.state_dict())
     method.student.eval()
-    labels = method.student(batch_of().images).logits.argmax(1)
-    assert [key for key, (value, mean) in weighted_means(method, labels).items() if not torch.isclose(value, mean)]
+    batch = batch_of()
+    batch = batch._replace(labels=method.student(batch.images).logits.argmax(1))
+    assert [key for key, (value, mean) in mixed_values(method, batch).items() if not torch.isclose(value, mean)]
 
 
 def test_methods_that_split_or_choose_by_the_label_do_not_declare_it():
@@ -123,7 +102,7 @@ def test_the_example_of_a_plugin_is_refused(monkeypatch):
 def test_the_loss_of_a_mixed_batch_is_the_cross_entropy_on_mixed_labels_smoothed_as_the_recipe_says():
     method = with_recipe("ce", label_smoothing=0.2)
     logits = torch.randn(8, 4)
-    batch, _, _ = mixed_batch()
+    batch = mixed_batch()
     target = SHARE * F.one_hot(batch.labels, 4) + (1 - SHARE) * F.one_hot(batch.mixed.labels, 4)
     expected = F.cross_entropy(logits, target, label_smoothing=0.2)
     torch.testing.assert_close(method.label_loss(logits, batch), expected)
@@ -147,7 +126,7 @@ def test_the_teacher_sees_the_images_that_the_student_sees(name):
     method, seen = with_recipe(name, mixup=0.2), {}
     for group, network in (("student", method.student), ("teacher", method.teacher.network)):
         network.register_forward_pre_hook(lambda _, args, group=group: seen.setdefault(group, []).append(args[0]))
-    batch, _, _ = mixed_batch()
+    batch = mixed_batch()
     method.batch_losses(batch)
     assert len(seen["student"]) == len(seen["teacher"]) == 1
     assert seen["student"][0] is seen["teacher"][0] is batch.images

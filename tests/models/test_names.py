@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import timm
 from timm.models import _registry
 
@@ -57,8 +58,13 @@ print(unknown_name("mine_of_my_own", "timm"))
     assert run(code) == "None"
 
 
-def test_the_models_are_registered_with_timm_by_importing_the_package():
-    code = "import timm, kdbench.models; print(sum(p.numel() for p in timm.create_model('cifar_resnet8').parameters()))"
+@pytest.mark.parametrize("packages", ["timm, kdbench.models.with_timm", "kdbench.models.with_timm, timm"])
+def test_the_models_are_registered_with_timm_by_an_import(packages):
+    code = f"import {packages}; print(sum(p.numel() for p in timm.create_model('cifar_resnet8').parameters()))"
     assert int(run(code)) > 0
+    assert run("import sys, kdbench.models.build; print('timm' in sys.modules)") == "False"
+
+
+def test_kdbench_itself_imports_neither_torch_nor_timm():
     assert run("import sys, kdbench; print([m for m in ('torch', 'timm') if m in sys.modules])") == "[]"
     assert unknown_name("cifar_resnet8", "timm") is None

@@ -141,6 +141,20 @@ def test_few_runs_are_noted(record, report):
     assert "fewer pairs than runs in 1 row: runs without a ce run of the same seed are not paired" in out
 
 
+@pytest.mark.parametrize("share", [0.8, 0.0, None], ids=["read", "none could be read", "computed"])
+def test_costs_of_runs_that_read_the_teachers_answers_are_noted(record, report, share, tmp_path):
+    record("method=ce")
+    for seed in range(2):
+        cost = {"train_seconds": 10.0, "teacher_seconds": 5.0, "images_per_second": 100.0}
+        record("method=kd", seed=seed, cost={**cost, "teacher_answers_read": share if seed else None})
+    note = "costs are not comparable: 1 of 3 runs read answers of the teacher that were kept"
+    for name in ("cost/train_seconds", "cost/total_seconds"):
+        assert (note in report("--metric", name)[1]) == bool(share)
+    assert "costs are" not in report("--metric", "cost/teacher_seconds")[1]
+    assert "costs are" not in report("--html", str(tmp_path / "page.html"))[1]
+    assert (note in (tmp_path / "page.html").read_text()) == bool(share)  # below the plot of costs
+
+
 def test_published_values_are_shown_with_their_source(record, report):
     pair = ("dataset=cifar100", "dataset.val_fraction=0", "teacher=resnet56", "student=resnet20", "recipe=crd240")
     record("method=kd", *pair, "dataset.download=true", accuracy=0.71)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.config.groups import options
 from kdbench.errors import UserError
 from kdbench.methods.machinery.frozen import Teacher
 from kdbench.records import weights
@@ -234,36 +233,3 @@ def test_answers_on_the_device_are_compared_once_and_then_gathered():
     assert torch.equal(wrong(batch).logits, expected.logits)
     assert not wrong.trusted
     assert torch.equal(wrong(batch).logits, expected.logits)
-
-
-@pytest.mark.parametrize("name", options("method"))
-def test_methods_read_only_what_they_declare(name):
-    method = method_of(name)
-    if method.teacher is None:
-        return
-    features = method.teacher(batch_of().images)
-    answers = method.teacher.answers
-
-    class Gone:
-        """A part of the features that nothing may touch."""
-
-        def __getattr__(self, attribute):
-            raise AssertionError(f"{name} reads what it does not declare")
-
-    method.teacher.answers = lambda batch: features
-    if "network" not in method.reads:
-        method.teacher.forward = method.teacher.logits = Gone()
-    for stage in method.stages:
-        method.stage = stage
-        method.batch_losses(batch_of())
-    assert answers != method.teacher.answers
-    part = {"logits": "embedding", "embedding": "logits", "stages": "embedding"}[method.reads[0]]
-    reads = [read for read in method.reads if read != method.reads[0]]
-    type(method).reads, before = tuple(reads) + ((part,) if part not in reads else ()), type(method).reads
-    try:
-        with pytest.raises(TypeError, match=rf"reads the teacher's {before[0]}, but does not declare it"):
-            for stage in method.stages:
-                method.stage = stage
-                method.batch_losses(batch_of())
-    finally:
-        type(method).reads = before

@@ -43,6 +43,7 @@ def dkd_terms(student: Tensor, teacher: Tensor, labels: Tensor, temperature: flo
 class DKD(Method):
     """Soft targets, split into the label against the rest and the rest among themselves."""
 
+    reads = ("logits",)
     mixed_labels = False  # the split is at one label: no mixup, no CutMix
 
     def __init__(self, temperature: float, alpha: float, beta: float, warmup_epochs: int) -> None:

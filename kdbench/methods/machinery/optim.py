@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LRScheduler
@@ -39,8 +38,9 @@ def _optimizer(recipe: Mapping[str, Any], groups: list[dict[str, Any]]) -> Optim
     momentum, nesterov = recipe["momentum"], recipe["nesterov"]
     check_betas(recipe, "recipe")
     betas: dict[str, Any] = {} if recipe["betas"] is None else {"betas": tuple(recipe["betas"])}
-    # In 16-mixed, a fused optimiser divides the gradients by the scale of the loss itself, too late for clipping.
-    fused = recipe["grad_clip"] is None
+    # In 16-mixed, a fused optimiser divides the gradients by the scale of the loss itself, too late for clipping. None,
+    # not False, which would update the parameters one by one on CUDA, too.
+    fused = True if recipe["grad_clip"] is None else None
     match name:
         case "sgd":
             return SGD(groups, lr, momentum, weight_decay=decay, nesterov=nesterov, fused=fused)
@@ -51,10 +51,16 @@ def _optimizer(recipe: Mapping[str, Any], groups: list[dict[str, Any]]) -> Optim
         case "rmsprop":
             return RMSprop(groups, lr, momentum=momentum, weight_decay=decay)
         case "lars":
-            return create_optimizer_v2(groups, name, lr, decay, momentum, nesterov=nesterov)
+            return _of_timm(groups, name, lr, decay, momentum, nesterov=nesterov)
         case "lamb" | "lion" | "nadamw" | "radam" | "adan":
-            return create_optimizer_v2(groups, name, lr, decay, **betas)
+            return _of_timm(groups, name, lr, decay, **betas)
     raise UserError(
         f"recipe.optimizer={name} is not allowed: it must be one of sgd, adam, adamw, rmsprop, lamb, lars, lion, "
         "nadamw, radam, adan"
     )
+
+
+def _of_timm(*args: Any, **kwargs: Any) -> Optimizer:
+    from timm.optim import create_optimizer_v2  # here, because timm takes seconds to import
+
+    return create_optimizer_v2(*args, **kwargs)
