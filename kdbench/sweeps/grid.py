@@ -20,7 +20,7 @@ from kdbench.specs.resolve import resolve
 from kdbench.specs.spec import RunSpec
 
 
-@dataclass
+@dataclass(eq=False)
 class Task:
     """A run to be done: of a job of the grid, or of a teacher that jobs wait for.
 

@@ -1,7 +1,8 @@
 """Which jobs of a sweep can be trained together: those that see the same batches of the same teacher."""
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kdbench.specs.spec import RunSpec
 from kdbench.sweeps.grid import Task
@@ -40,15 +41,27 @@ def limit_of(spec: RunSpec) -> int:
     return MOST if together is None else together
 
 
-def companions(task: Task, others: Sequence[Task]) -> list[Task]:
+def all_groups(tasks: Sequence[Task]) -> list[list[Task]]:
+    """The jobs in the groups in which they will be trained, if all of them are free and have room in the memory."""
+    left, groups = list(tasks), []
+    while left:
+        group = companions(left[0], left[1:])
+        for task in group:
+            left.remove(task)
+        groups.append(group)
+    return groups
+
+
+def companions(task: Task, others: Iterable[Task]) -> list[Task]:
     """The jobs that are trained together with a job: itself and the first that can be.
 
     Args:
         task: the job.
         others: jobs that are still to be done.
     """
-    limit, group = limit_of(task.spec), group_of(task.spec) if limit_of(task.spec) > 1 else None
+    limit = limit_of(task.spec)
+    group = group_of(task.spec) if limit > 1 else None
     if group is None:
         return [task]
     fitting = (other for other in others if limit_of(other.spec) == limit and group_of(other.spec) == group)
-    return [task, *fitting][:limit]
+    return [task, *itertools.islice(fitting, limit - 1)]

@@ -7,6 +7,7 @@ from rich.table import Table
 from kdbench.console import show
 from kdbench.sweeps.estimates import Estimate, Estimates
 from kdbench.sweeps.grid import Grid, Refused, Same, Task
+from kdbench.sweeps.groups import all_groups
 from kdbench.sweeps.kept_answers import KeptAnswers, Logits
 
 _SHOWN = 20  # jobs at the beginning and at the end of a long list
@@ -21,6 +22,8 @@ def rows_of(grid: Grid, estimates: Estimates) -> list[dict[str, Any]]:
         of its teacher that are kept, as `Logits` (None: done, or none are kept).
     """
     rows, kept = [], KeptAnswers()
+    groups = all_groups([job for job in grid.tasks if job.state != "done"])
+    together = {id(job): [other.label for other in group if other is not job] for group in groups for job in group}
     for job in (*grid.teachers, *grid.jobs):
         row: dict[str, Any] = {"label": job.label, "overrides": job.overrides, "run": "", "directory": None, "note": ""}
         rest, answers = Estimate(0.0, 0.0), None
@@ -31,17 +34,19 @@ def rows_of(grid: Grid, estimates: Estimates) -> list[dict[str, Any]]:
         else:
             state = job.state
             row |= {"state": state, "run": job.spec.name, "directory": str(job.spec.directory)}
-            row["note"] = _note(job, state)
+            row["note"] = _note(job, state, together.get(id(job), []))
             if state != "done":
                 rest, answers = estimates.of(job), kept.of(job.spec)
         rows.append({**row, "seconds": rest.seconds, "bytes": rest.size, "answers": answers and answers._asdict()})
     return rows
 
 
-def _note(task: Task, state: str) -> str:
+def _note(task: Task, state: str, together: list[str]) -> str:
     if task.waiting:
         return f"for {task.waiting} job{'s' if task.waiting > 1 else ''}"
-    return str(task.record.status.get("reason") or "") if state == "failed" else ""
+    reason = str(task.record.status.get("reason") or "") if state == "failed" else ""
+    numbers = ", ".join(label.removeprefix("job ").partition("/")[0] for label in together)
+    return "; ".join(part for part in (reason, f"together with {numbers}" if numbers else "") if part)
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

@@ -93,12 +93,13 @@ class Sweep:
     def _one_by_one(self, todo: list[Task]) -> None:
         """In this process; runs that another process is training come last, and are waited for."""
         while todo:
-            free = [task for task in todo if not _busy(task)]
-            task = (free or todo)[0]
-            group = companions(task, [other for other in free if other is not task and other.state != "done"])
-            todo = [other for other in todo if other not in group]
+            task = next((task for task in todo if not _busy(task)), todo[0])
+            todo.remove(task)
             if task.state == "done" or self._hopeless(task):
                 continue
+            group = companions(task, (other for other in todo if other.state != "done" and not _busy(other)))
+            for other in group[1:]:
+                todo.remove(other)
             if len(group) > 1:
                 todo = self._together(group) + todo
             else:
