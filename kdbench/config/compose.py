@@ -31,6 +31,9 @@ def register() -> None:
     outside = [option for group in GROUPS for name in options(group) if is_outside(option := f"{group}/{name}")]
     for option in outside:
         content(option)  # refuses invalid YAML with file and line, which Hydra does not
+    chosen = ", ".join(option.replace("/", "=") for option in outside if not option.rpartition("/")[2].startswith("_"))
+    text = f"  From plugins: {chosen}\n" if chosen else ""
+    OmegaConf.register_new_resolver("kdbench_plugins", lambda: text, replace=True)  # for --help
     store = ConfigStore.instance()
     sweeper = {"_target_": "hydra_plugins.kdbench.GridSweeper", "params": None}
     store.store(group="hydra/sweeper", name="kdbench", node=sweeper)

@@ -211,6 +211,11 @@ def test_the_source_of_a_network_from_outside_is_part_of_the_identity(plugin):
     assert spec_of(overrides).id != before.id
 
 
+def test_the_help_text_names_the_options_of_plugins(plugin, tmp_path):
+    plugin("conf/recipe/ten_epochs.yaml", "# Ten epochs\ndefaults: [quick, _self_]\nepochs: 10\n")
+    assert "\n  From plugins: method=mine, recipe=ten_epochs\n\nThree examples:" in launch(["--help"]).communicate()[0]
+
+
 def test_a_network_of_a_plugin_has_rules_and_fixed_keys_and_is_listed(plugin):
     plugin("my_networks.py", NETWORK.replace("in_chans):", "in_chans, width=8):"))
     plugin(
