@@ -42,7 +42,8 @@ def _compare_epoch(args: argparse.Namespace) -> int:
         milliseconds = 1e3 * figures["batch_size"] / figures[f"{key}_images_per_second"]
         table.add_row(name, f"{figures[f'{key}_images_per_second']:.1f}", f"{milliseconds:.1f}")
     show(table)
-    console.print(f"ratio {figures['ratio']:.3f}, peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MiB")
+    mebibytes = figures["peak_memory_bytes"] / 2**20
+    console.print(f"ratio {figures['ratio']:.3f} (median of the rounds' ratios), peak memory {mebibytes:.0f} MiB")
     console.print(json.dumps({key: figures[key] for key in ("ratio", "epoch_images_per_second")}))
     if args.json:
         write_json(Path(args.json), figures)

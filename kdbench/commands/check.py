@@ -6,6 +6,7 @@ import warnings
 
 from kdbench.config.frozen import FrozenDict
 from kdbench.config.networks import NETWORK_KEYS
+from kdbench.config.overrides import from_overrides
 from kdbench.console import console
 from kdbench.errors import UserError
 from kdbench.specs.resolve import resolve
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         if not _ALLOWED.fullmatch(key):
             raise UserError(f"{override} is not possible: the rules need a short run on small images of their own; "
                             f"allowed are method, plus, student and teacher, and their options")  # fmt: skip
+    resolve(from_overrides(["logger=none", *args.overrides]))  # refuses in a second what needs no networks
     from kdbench.conformance.subject import Subject
     from kdbench.conformance.suite import RULES, verdicts
 

@@ -1,12 +1,14 @@
 """`kdbench ls`: the options of a group, from the headers of `conf/`."""
 
 import argparse
+from typing import Any
 
 from rich.table import Table
 
-from kdbench.config.groups import header, is_outside, options
+from kdbench.config.groups import content, header, is_outside, options
 from kdbench.config.networks import NETWORKS
 from kdbench.console import show
+from kdbench.errors import UserError
 
 HELP = "list the options of a group"
 TAKES_PLUGINS = True
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 def rows(group: str) -> list[tuple[str, str, str, str, str]]:
     """Name, what it is, paper, year and needs of every option of a group."""
     own = group in ("student", "teacher")  # their other options are in the table of networks
-    headers = {name: header(f"{group}/{name}") for name in options(group) if not own or is_outside(f"{group}/{name}")}
+    headers = {name: _header(f"{group}/{name}") for name in options(group) if not own or is_outside(f"{group}/{name}")}
     listed = [(name, head["what"], head["paper"], head["year"], head["needs"]) for name, head in headers.items()]
     if own:
         networks = [(name, entry.note, entry.paper, str(entry.year), "") for name, entry in NETWORKS.items()]
@@ -47,3 +49,12 @@ def rows(group: str) -> list[tuple[str, str, str, str, str]]:
         networks += [("timm", f"any timm model: {group}.name=resnet34", "Wightman, timm", "", "")]
         return [*networks, *listed]
     return listed
+
+
+def _header(option: str) -> dict[str, Any]:
+    """The header of an option; of one that cannot be used, why not in place of what it is."""
+    try:
+        content(option)
+    except UserError as error:
+        return {**header(option), "what": f"CANNOT BE USED: {error}"}
+    return header(option)

@@ -17,7 +17,6 @@ from kdbench.config import plugins
 from kdbench.config.groups import CONF, options
 from kdbench.config.groups import GROUPS as ALL_GROUPS
 from kdbench.config.networks import NETWORKS
-from kdbench.config.rules import nearest
 from kdbench.console import console
 from kdbench.errors import UserError
 
@@ -93,8 +92,7 @@ def _check_free(kind: str, name: str) -> None:
     group = GROUPS[kind]
     taken = [*options(group), *options("teacher"), *NETWORKS, "timm", "custom"] if kind == "network" else options(group)
     if name in taken:
-        others = nearest(name, [other for other in taken if other != name])
-        raise UserError(f"{group}={name} is taken: choose another name{others}")
+        raise UserError(f"{group}={name} is taken: choose another name")
 
 
 def _check_absent(module: str, folder: Path, files: Mapping[Path, str]) -> None:

@@ -1,6 +1,7 @@
 """What `conf/` and the plugins hold, read as files: the options of each group, their content and their headers."""
 
 import copy
+import difflib
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -81,7 +82,10 @@ def text_of(option: str) -> str:
     """
     file = file_of(option)
     if file is None:
-        raise UserError(f"there is no option {option} in {', '.join(map(str, roots()))}")
+        group, _, name = option.rpartition("/")
+        near = difflib.get_close_matches(name, options(group), n=3) if group else []
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise UserError(f"there is no option {option}: no {option}.yaml in conf/ or a plugin{hint}")
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:

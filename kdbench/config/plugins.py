@@ -68,7 +68,7 @@ def _conf_folder(plugin: str) -> Path:
             return Path(place) / "conf"
     if places:
         raise UserError(f"{VARIABLE}: the package {plugin} has no folder conf/")
-    raise UserError(f"{VARIABLE}: {plugin} is neither a folder nor a package that is installed")
+    raise UserError(f"{VARIABLE} or --config-dir: {plugin} is neither a folder nor a package that is installed")
 
 
 def _of_folder(folder: Path) -> Path:

@@ -39,7 +39,7 @@ def untrained_teacher(spec: RunSpec) -> Network | None:
         return None
     teacher = spec.config["teacher"]
     if teacher["checkpoint"]:
-        return network_from_file(teacher, spec.sizes)
+        return network_from_file(teacher, spec.sizes)[0]
     return build(**network_options(teacher), **spec.sizes._asdict())
 
 

@@ -1,5 +1,6 @@
 """The exponential moving average of a student's weights."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
@@ -8,6 +9,9 @@ import pytorch_lightning as pl
 from torch import nn
 
 from kdbench.methods.machinery.module import DistillationModule
+
+log = logging.getLogger("kdbench")
+_MOST_OF_THE_START = 0.1  # share of the first weights in the average at the end, above which a warning says so
 
 
 class Averaging(pl.Callback):
@@ -49,8 +53,14 @@ class Averaging(pl.Callback):
             self.average.module.load_state_dict(self._restored)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how many steps the optimisers have made."""
+        """Note how many steps the optimisers have made; warn of an average that never forgets the random weights."""
         self._steps = trainer.global_step
+        steps = int(trainer.estimated_stepping_batches)
+        if (left := self.decay**steps) > _MOST_OF_THE_START and trainer.current_epoch == 0:
+            log.warning(
+                "recipe.ema=%g averages over about %.0f steps, and the training has %d: %.0f %% of the average are the "
+                "weights after the first one", self.decay, 1 / (1 - self.decay), steps, 100 * left,
+            )  # fmt: skip
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Update the average, unless gradients are still being accumulated."""

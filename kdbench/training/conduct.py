@@ -11,6 +11,7 @@ from kdbench.errors import RunFailed, UserError
 from kdbench.records.record import Record
 from kdbench.records.writer import RecordWriter, reason
 from kdbench.specs.spec import FinishedRun, RunSpec
+from kdbench.training.quality import check_teacher
 
 if TYPE_CHECKING:  # it imports torch
     from kdbench.training.lockstep import Member
@@ -48,6 +49,8 @@ def _finish_dependencies(spec: RunSpec) -> dict[str, FinishedRun]:
 
 
 def _say_done(spec: RunSpec) -> None:
+    if teacher := spec.record.finished.get("teacher"):
+        check_teacher(teacher["test_accuracy"], spec.config["teacher"])
     log.info("%s: already done, test accuracy %.2f %%", spec.name, 100 * spec.record.finished["test"]["accuracy"])
 
 

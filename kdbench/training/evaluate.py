@@ -103,7 +103,7 @@ def _teacher(record: Record) -> Network | None:
     wanted, options = record.finished["teacher"]["id"], record.config["teacher"]
     if options["checkpoint"]:
         if Path(options["checkpoint"]).exists() and teacher_file_identity(options) == wanted:
-            return network_from_file(options, sizes_of(record))
+            return network_from_file(options, sizes_of(record))[0]
     else:
         for other in all_records(record.directory.parent.parent):
             if other.id == wanted and other.result:

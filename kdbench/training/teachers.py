@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from kdbench.config.networks import network_options
 from kdbench.data.module import DataModule
 from kdbench.data.sources import Sizes
-from kdbench.errors import UserError
 from kdbench.evaluation.passes import score
 from kdbench.methods.ce import CE
 from kdbench.models import fitting
@@ -17,6 +16,7 @@ from kdbench.models.features import Network
 from kdbench.models.trained import trained_network
 from kdbench.records import teacher_files, weights
 from kdbench.specs.spec import FinishedRun, RunSpec
+from kdbench.training.quality import check_teacher
 from kdbench.training.trainer import make_trainer
 
 log = logging.getLogger("kdbench")
@@ -49,21 +49,20 @@ def teacher_of(spec: RunSpec, finished: Mapping[str, FinishedRun], data: DataMod
         accuracy = run.record.finished["test"]["accuracy"]
         teacher = TrainedTeacher(trained_network(run.record), options["name"], run.spec.id, accuracy)
     elif file_id := spec.identity.facts["dependencies"].get("teacher"):
-        network = network_from_file(options, spec.sizes)
+        network, notes = network_from_file(options, spec.sizes)
+        if options["mean"] is None or options["std"] is None:
+            notes.append("images normalised as for the student, because teacher.mean or teacher.std is not given")
+        log.info("teacher.checkpoint=%s: %s", options["checkpoint"], ", ".join(notes))
         teacher = TrainedTeacher(network, options["name"], file_id, _test_accuracy(network, spec, data))
     else:
         return None
     log.info("teacher %s: test accuracy %.2f %%", teacher.name, 100 * teacher.test_accuracy)
-    least = options["min_accuracy"]
-    if least is not None and teacher.test_accuracy < least:
-        raise UserError(
-            f"teacher {teacher.name} has test accuracy {teacher.test_accuracy:.4f}, below teacher.min_accuracy={least}"
-        )
+    check_teacher(teacher.test_accuracy, options)
     return teacher
 
 
-def network_from_file(teacher: Mapping[str, Any], sizes: Sizes) -> Network:
-    """The network of `teacher.checkpoint`; what was done to the file's names and tensors is logged.
+def network_from_file(teacher: Mapping[str, Any], sizes: Sizes) -> tuple[Network, list[str]]:
+    """The network of `teacher.checkpoint`, and what was done to the file's names and tensors.
 
     Args:
         teacher: the `teacher` group; that of an older record may lack `classes`.
@@ -81,9 +80,8 @@ def network_from_file(teacher: Mapping[str, Any], sizes: Sizes) -> Network:
     state = fitting.of_classes(network, state, classes, name)
     state, resampled = fitting.resampled(network, state, name)
     weights.load_into(network.net, state, name)
-    if notes := [*notes, *(["only the outputs teacher.classes kept"] if classes is not None else []), *resampled]:
-        log.info("%s: %s", name, ", ".join(notes))
-    return network
+    chosen = ["only the outputs teacher.classes kept"] if classes is not None else []
+    return network, [*notes, *chosen, *resampled]
 
 
 def _by_channel(values: list[float] | None, channels: int) -> tuple[float, ...]:

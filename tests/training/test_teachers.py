@@ -82,6 +82,13 @@ def test_teacher_from_a_file_is_measured(whole, teacher_record, tiny, tmp_path, 
     assert (mapped in output.replace("\n", " ")) == (name == "t.pth")
 
 
+def test_a_finished_run_is_no_answer_if_its_teacher_is_not_good_enough(tiny):
+    accuracy = tiny("method=kd").finished["teacher"]["test_accuracy"]
+    assert tiny("method=kd", f"teacher.min_accuracy={accuracy}").finished
+    with pytest.raises(UserError, match=r"below teacher\.min_accuracy=1"):
+        tiny("method=kd", "teacher.min_accuracy=1.0")
+
+
 def test_a_published_teacher_is_mapped_and_teaches_the_same(whole, teacher_record, tiny, tmp_path, capsys):
     state = {key: value for key, value in load_file(teacher_record.weights).items() if "num_batches" not in key}
     content = {"opt": Namespace(model="resnet14"), "model": state, "best_acc": np.float64(70)}
@@ -182,9 +189,9 @@ def test_one_mean_and_std_stand_for_all_channels(tmp_path):
     save_file(net.export_state(), path)
     overrides = ["dataset.channels=3", f"teacher.checkpoint={path}", "teacher=resnet8", "dataset.normalize=false"]
     spec = spec_of([*TINY, *overrides, "teacher.mean=[0.0]", "teacher.std=[1.0]"])
-    assert not network_from_file(spec.config["teacher"], spec.sizes).normalises
+    assert not network_from_file(spec.config["teacher"], spec.sizes)[0].normalises
     spec = spec_of([*TINY, *overrides, "teacher.mean=[0.5]", "teacher.std=[0.1,0.2,0.4]"])
-    network = network_from_file(spec.config["teacher"], spec.sizes)
+    network, _ = network_from_file(spec.config["teacher"], spec.sizes)
     expected = torch.tensor([5.0, 2.5, 1.25])
     torch.testing.assert_close(network.normalised(torch.ones(1, 3, 1, 1)).flatten(), expected)
 
