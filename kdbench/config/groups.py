@@ -20,7 +20,7 @@ GROUPS = "method plus teacher student dataset noise imbalance recipe trainer log
 # Keys of a method's file that tell the runner about the method; all others are arguments of its class.
 METHOD_DECLARATIONS = ("name", "_target_", "needs", "dependencies")
 # Labels that may repeat in a header are lists, the others single lines of text.
-_LABELS = {"paper": "", "year": "", "needs": "", "plus": "", "control": [], "command": [], "smoke": "",
+_LABELS = {"paper": "", "year": "", "needs": "", "plus": "", "control": [], "command": [], "smoke": "", "published": "",
            "hardware": "", "claims": ""}  # fmt: skip
 
 

@@ -216,3 +216,11 @@ def test_accumulation_is_refused_before_anything_is_trained(tiny, tmp_path):
     with pytest.raises(UserError, match=r"recipe\.accumulate=2 is not possible with DML"):
         tiny("method=dml", "plus=[kd]", "recipe.accumulate=2")
     assert not list(tmp_path.glob("outputs/runs/*"))
+
+
+def test_an_average_over_more_steps_than_there_are_is_warned_of(tiny, capsys):
+    tiny("method=ce", "recipe.ema=0.999")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "recipe.ema=0.999 averages over about 1000 steps, and the training has 12: 99 % of the average" in output
+    tiny("method=ce", "recipe.ema=0.5")
+    assert "averages over" not in capsys.readouterr().out

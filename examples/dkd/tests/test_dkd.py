@@ -55,7 +55,7 @@ def test_saturated_logits_are_finite():
 
 
 def test_kdbench_finds_the_plugin():
-    assert "dkd" in options("method")
-    assert "dkd" in addable_methods()
-    assert header("method/dkd")["year"] == "2022"
-    assert spec_of(["method=dkd", "recipe=dkd_quick"]).name == "dkd-resnet20-resnet8-digits-s0"
+    assert "my_dkd" in options("method")
+    assert "my_dkd" in addable_methods()
+    assert header("method/my_dkd")["year"] == "2022"
+    assert spec_of(["method=my_dkd", "recipe=dkd_quick"]).name == "my_dkd-resnet20-resnet8-digits-s0"

@@ -10,7 +10,7 @@ from kdbench.errors import UserError
 from kdbench.models.build import build
 from kdbench.specs.resolve import spec_of
 
-WORDS = ["method=dkd", "student=small", "dataset=digits"]
+WORDS = ["method=my_dkd", "student=small", "dataset=digits"]
 
 
 @pytest.mark.parametrize("width", [1, 4])

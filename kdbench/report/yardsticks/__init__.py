@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdbench.config.groups import content, method_options
+from kdbench.config.groups import content, header, method_options
 from kdbench.config.overrides import from_overrides
 from kdbench.records.identity import needs_teacher
 
@@ -85,4 +85,6 @@ def _recipe(network: str) -> dict[str, Any]:
 
 @lru_cache
 def _defaults(method: str) -> dict[str, Any]:
-    return method_options(from_overrides([f"method={method}"])["method"])
+    # the header names the options behind the published values where they are not the defaults
+    published = [f"method.{override}" for override in header(f"method/{method}")["published"].split()]
+    return method_options(from_overrides([f"method={method}", *published])["method"])
