@@ -26,7 +26,7 @@ NOT_APPLICABLE = {
     "addable": NOT_ADDABLE,
     "declared_reads": WITHOUT_TEACHER,
     # they use the classifiers of the networks, which the toys do not have
-    **dict.fromkeys(("saturated_logits", "few_classes", "named_non_finite_loss"), ["catkd", "srrl"]),
+    **{rule: ["catkd", "srrl"] for rule in ("saturated_logits", "few_classes", "named_non_finite_loss")},
     "mixed_labels": ["bss", "crd", "lwkd", "rld", "tfkd_reg"],  # they split or choose by the label
 }
 # The same target for a sample whenever it comes, which is drawn anew by default.
