@@ -17,10 +17,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from kdbench.training import signals
+
 T = TypeVar("T")
 Position = tuple[int, int]  # epoch and batch of the epoch
 _START: Position = (-1, 0)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LOOK = 0.05  # seconds between two looks whether all trainings have ended
 _PATIENCE = 5.0  # seconds to wait for trainings that do not begin, because another process holds their runs
 
 
@@ -83,19 +86,21 @@ class Lockstep:
                 outcomes[number].error = error
             finally:
                 self._no_longer_missing(number)
+                ended.add(number)
 
+        ended: set[int] = set()
         threads = [
             threading.Thread(target=run, args=(number,), name=f"training {number}") for number in range(len(trainings))
         ]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # an interrupted start leaves a thread in limbo
         for thread in threads:
             thread.start()
-        while any(thread.is_alive() for thread in threads):
+        while len(ended) < len(threads):
             try:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                for thread in threads:
-                    while thread.is_alive():
-                        thread.join(0.2)  # returns now and then, so that signals are handled
+                while len(ended) < len(threads):
+                    time.sleep(_LOOK)  # not join: interrupted, it takes a thread that is alive for ended (bpo-45274)
+                    signals.raise_lost()
             except (KeyboardInterrupt, SystemExit) as stop:
                 with self._changed:
                     self._stop = stop

@@ -6,6 +6,7 @@ where exceptions are dropped; a run that lost its signal in this way would go on
 
 import signal
 import sys
+import threading
 from typing import Any
 
 _arrived: list[int] = []
@@ -24,8 +25,8 @@ def arrive(number: int, _: Any) -> None:
 
 
 def raise_lost() -> None:
-    """Raise a signal again whose exception was dropped; do nothing otherwise."""
-    if _arrived:
+    """Raise a signal again whose exception was dropped; do nothing otherwise, nor outside of the main thread."""
+    if _arrived and threading.current_thread() is threading.main_thread():
         _raise(_arrived.pop())
 
 

@@ -121,8 +121,8 @@ def test_in_a_package_the_module_is_imported_as_a_part_of_it(tmp_path, capsys):
     ("words", "parts"),
     [
         (["method", "rkdd"], None),
-        (["method", "rkd"], ["method=rkd is taken", "nearest: kd, rkd_d"]),
-        (["network", "resnet8"], ["student=resnet8 is taken", "nearest: "]),
+        (["method", "rkd"], ["method=rkd is taken: choose another name"]),
+        (["network", "resnet8"], ["student=resnet8 is taken: choose another name"]),
         (["network", "self"], ["student=self is taken"]),
         (["dataset", "custom"], ["dataset=custom is taken"]),
         (["method", "Mine"], ["Mine is not possible as a name"]),

@@ -165,6 +165,6 @@ def test_arguments_of_init(tmp_path, fake_wandb):
     assert call["mode"] == "online"
     assert (call["project"], call["entity"], call["group"]) == ("kdbench", "us", "study")
     assert (call["id"], call["dir"], call["resume"]) == (run.id, tmp_path, "allow")
-    assert call["reinit"] == "finish_previous"
+    assert call["reinit"] == "create_new"
     assert call["settings"].console == "off"
     assert fake_wandb.finish == [143]

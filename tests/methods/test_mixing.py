@@ -65,7 +65,7 @@ def test_a_method_that_does_not_declare_it_would_lose_the_second_label(name):
 
 
 def test_methods_that_split_or_choose_by_the_label_do_not_declare_it():
-    assert {"bss", "lwkd", "tfkd_reg"} == set(REFUSED)
+    assert {"bss", "crd", "lwkd", "rld", "tfkd_reg"} == set(REFUSED)
     assert not Method.mixed_labels
     assert not MethodWithoutTeacher.mixed_labels
 

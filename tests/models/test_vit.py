@@ -54,8 +54,8 @@ def test_a_file_of_another_size_and_other_classes_teaches(tiny, tmp_path, capsys
     words = [f"teacher.checkpoint={path}", "teacher.classes=[6,0,3,1]", "recipe.epochs=1"]
     record = tiny(*words, *vit("teacher", patch_size=8), "teacher.image_size=32")
     line = " ".join(capsys.readouterr().out.split())
-    assert f"teacher.checkpoint={path}: only the outputs teacher.classes kept teacher" in line
+    assert f"teacher.checkpoint={path}: only the outputs teacher.classes kept, images normalised" in line
     other = tiny(*words, *vit("teacher"), "teacher.image_size=16")
     line = " ".join(capsys.readouterr().out.split())
-    assert "patch_embed.proj.weight resampled from 12x1x8x8 to 12x1x4x4 teacher" in line
+    assert "patch_embed.proj.weight resampled from 12x1x8x8 to 12x1x4x4, images normalised" in line
     assert other.finished["teacher"]["id"] != record.finished["teacher"]["id"]

@@ -17,7 +17,7 @@ from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 
 from kdbench.errors import UserError
-from kdbench.models import registry  # noqa: F401  registers the CIFAR networks with timm
+from kdbench.models import with_timm  # noqa: F401  registers the CIFAR networks with timm
 from kdbench.records import teacher_files, weights
 
 

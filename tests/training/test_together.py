@@ -10,7 +10,7 @@ from kdbench.records import weights
 from kdbench.records.record import Record
 from kdbench.specs.resolve import spec_of
 from kdbench.sweeps.groups import companions, group_of
-from kdbench.training import memory
+from kdbench.training import memory, signals
 from kdbench.training.callbacks import History
 from kdbench.training.conduct import conduct
 from kdbench.training.together import Postponed, conduct_together
@@ -98,6 +98,7 @@ def interrupted_after(monkeypatch):
     """`interrupted_after(name, epoch)`: Ctrl-C when a run whose name begins so has finished this epoch."""
 
     def patch(name, epoch):
+        signals.listen()
         original = History.on_train_epoch_end
 
         def end(self, trainer, module):
@@ -107,7 +108,11 @@ def interrupted_after(monkeypatch):
 
         monkeypatch.setattr(History, "on_train_epoch_end", end)
 
-    return patch
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield patch
+    for number, handler in before:
+        signal.signal(number, handler)
+    signals._arrived.clear()
 
 
 @pytest.mark.parametrize("continued", ["alone", "together"])
@@ -118,6 +123,7 @@ def test_an_interrupt_ends_all_and_each_continues_to_the_same_bits(tmp_path, int
     interrupted_after("at-", 1)
     with pytest.raises(KeyboardInterrupt):
         conduct_together(together)
+    signals._arrived.clear()  # a process ends after an interrupt, but this one goes on
     assert [Record(spec.directory).state for spec in together] == ["interrupted"] * 3
     assert [Record(spec.directory).status["reason"] for spec in together] == ["KeyboardInterrupt"] * 3
     monkeypatch.undo()
@@ -134,6 +140,7 @@ def test_one_that_is_behind_catches_up(tmp_path, interrupted_after, monkeypatch)
     interrupted_after("at-", 1)
     with pytest.raises(KeyboardInterrupt):
         conduct(together[1])
+    signals._arrived.clear()
     monkeypatch.undo()
     assert conduct_together(together) == [None] * 3
     for spec, alone in zip(together, specs_of(tmp_path / "alone", long, methods), strict=True):
