@@ -66,7 +66,8 @@ def measured(teacher: str, student: str, args: argparse.Namespace) -> dict[str, 
             "dataset=fake", f"dataset.num_train={args.steps * args.batch_size}", "dataset.num_test=64",
             "dataset.num_classes=100", f"dataset.image_size={args.side}", "dataset.val_fraction=0",
             "dataset.crop_padding=0", "dataset.flip=false", f"teacher={teacher}", f"student={student}",
-            "teacher.recipe.stop_after=0", f"teacher.cache={cache}", "logger=none", "trainer.progress=none", "recipe.lr=0.0001",
+            "teacher.recipe.stop_after=0", f"teacher.cache={cache}", "logger=none", "trainer.progress=none",
+            "recipe.lr=0.0001",
             f"recipe.epochs={args.epochs}", f"recipe.batch_size={args.batch_size}", f"outputs={folder}",
         ]  # fmt: skip
         return [spec_of([*words, f"method={method}"]) for method in methods]

@@ -77,5 +77,5 @@ class DKD(Method):
             return torch.stack(dkd_terms(student.logits, teacher.logits, labels, self.temperature))
 
         target, other = batch.over_labels(terms)
-        rise = min((self.progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        rise = self.progress.warmup(self.warmup_epochs)
         return {"target": rise * self.alpha * target, "other": rise * self.beta * other}

@@ -90,5 +90,5 @@ class GDKD(Method):
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`partition`, between the two parts, `top` and `rest`, within each."""
         terms = gdkd_terms(student.logits, teacher.logits, self.top, self.temperature)
-        rise = min((self.progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        rise = self.progress.warmup(self.warmup_epochs)
         return {name: rise * weight * term for (name, weight), term in zip(self.weights.items(), terms, strict=True)}

@@ -82,7 +82,7 @@ class IKL(Method):
 
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`wmse`, the weighted squares, and `soft`, the soft cross-entropy."""
-        ramp = min((self.progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        ramp = self.progress.warmup(self.warmup_epochs)
         wmse = wmse_loss(student.logits, teacher.logits, self.weights(teacher.logits))
         soft = soft_cross_entropy(student.logits, teacher.logits, self.temperature).mean()
         return {"wmse": ramp * self.beta * wmse, "soft": ramp * self.alpha * soft}

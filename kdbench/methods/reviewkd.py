@@ -121,5 +121,5 @@ class ReviewKD(Method):
         for fusion, maps, target in zip(reversed(self.fusions), reversed(ours), reversed(theirs), strict=True):
             out, deeper = fusion(maps, deeper)
             losses.append(hcl_loss(out, target))
-        warmup = min((self.progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        warmup = self.progress.warmup(self.warmup_epochs)
         return {"reviewkd": warmup * self.weight * torch.stack(losses).sum()}

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
 from kdbench.errors import UserError
+from kdbench.methods.kd import kd_loss
 from kdbench.methods.method import Method
 from kdbench.models.features import Features, Shapes
 
@@ -62,8 +63,7 @@ def correlation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperatu
         Scalar, mean over the batch, in nats times T^2.
     """
     above = teacher >= teacher.gather(1, labels[:, None])
-    log_s, log_t = ((z / temperature).masked_fill(above, LEFT_OUT).log_softmax(1) for z in (student, teacher))
-    return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+    return kd_loss(student.masked_fill(above, LEFT_OUT), teacher.masked_fill(above, LEFT_OUT), temperature)
 
 
 class RLD(Method):
@@ -90,7 +90,7 @@ class RLD(Method):
 
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`confidence`, the label against the rest, and `correlation`, the classes below the label."""
-        ramp = min((self.progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        ramp = self.progress.warmup(self.warmup_epochs)
         confidence = confidence_loss(student.logits, teacher.logits, batch.labels, self.label_temperature)
         correlation = correlation_loss(student.logits, teacher.logits, batch.labels, self.temperature)
         return {"confidence": ramp * self.alpha * confidence, "correlation": ramp * self.beta * correlation}

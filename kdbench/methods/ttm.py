@@ -13,9 +13,9 @@ most 0.05): with 0.1, training can collapse to a constant output.
 """
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
+from kdbench.methods.kd import kd_loss
 from kdbench.methods.method import Method
 from kdbench.models.features import Features
 
@@ -31,8 +31,7 @@ def ttm_loss(student: Tensor, teacher: Tensor, exponent: float) -> Tensor:
     Returns:
         Scalar, mean over the batch, in nats.
     """
-    log_t = (exponent * teacher).log_softmax(1)
-    return F.kl_div(student.log_softmax(1), log_t, reduction="batchmean", log_target=True)
+    return kd_loss(student, exponent * teacher, 1.0)
 
 
 class TTM(Method):

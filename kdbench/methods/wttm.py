@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.data.batch import Batch
-from kdbench.methods.method import Method
+from kdbench.methods.ttm import TTM
 from kdbench.models.features import Features
 
 
@@ -34,15 +34,8 @@ def wttm_loss(student: Tensor, teacher: Tensor, exponent: float) -> Tensor:
     return (log_powers.exp().sum(1) * divergences).mean()
 
 
-class WTTM(Method):
+class WTTM(TTM):
     """The student without a temperature learns the outputs of the teacher with one, the smooth ones most."""
-
-    mixed_labels = True
-    reads = ("logits",)
-
-    def __init__(self, weight: float, exponent: float) -> None:
-        super().__init__()
-        self.weight, self.exponent = weight, exponent
 
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`wttm`, the soft term."""

@@ -62,5 +62,5 @@ class DKD(Method):
     def losses(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
         """`target`, the label against the rest, and `other`, the rest among themselves."""
         target, other = dkd_terms(student.logits, teacher.logits, batch.labels, self.temperature)
-        weight = min((self.progress.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        weight = self.progress.warmup(self.warmup_epochs)
         return {"target": weight * self.alpha * target, "other": weight * self.beta * other}

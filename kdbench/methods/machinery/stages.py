@@ -17,6 +17,10 @@ class Progress(NamedTuple):
     epoch: int
     epochs: int
 
+    def warmup(self, epochs: int) -> float:
+        """A factor that rises linearly to 1, which it has in the last of so many epochs; always 1 with 0 epochs."""
+        return min((self.epoch + 1) / epochs, 1.0) if epochs else 1.0
+
 
 class Stage(NamedTuple):
     """A part of the training, with its own optimiser and schedule.
